@@ -1,0 +1,152 @@
+// A virtual CPU and what the rest of the core may ask of it. cpu/ owns the meaning of every sensitive instruction,
+// of exceptions, interrupts, mode switches, CPUID and MSRs; it knows neither devices nor translation.
+//
+// Everything declared here runs while the guest's vector registers are live in the host's: cpu/ and mmu/ are compiled
+// with -mgeneral-regs-only and call no libc function that might use vector registers (memcpy, memset, printf…).
+// What needs libc or a device goes through struct vcpu_exits, whose implementation switches the FPU state.
+#pragma once
+#include "cpu/insn.h"
+#include "cpu/state.h"
+
+struct mem_map;
+struct lapic;
+struct tlb;
+struct cpu_model;
+
+// How a vCPU reaches the rest of its machine. Values only: no pointer crosses, so that the implementation can be a
+// function call or a handoff to another process. Sizes are 1, 2, 4 (ports) or 1..8 (MMIO) bytes.
+struct vcpu_exits {
+    uint32_t (*port_read)(void *opaque, uint16_t port, unsigned size);
+    void (*port_write)(void *opaque, uint16_t port, unsigned size, uint32_t value);
+    uint64_t (*mmio_read)(void *opaque, uint64_t gpa, unsigned size);
+    void (*mmio_write)(void *opaque, uint64_t gpa, unsigned size, uint64_t value);
+    // Acknowledges the 8259 pair: returns the vector (INTA cycle).
+    int (*pic_ack)(void *opaque);
+    // Nanoseconds of CLOCK_MONOTONIC and CLOCK_REALTIME, for paravirtual clocks.
+    uint64_t (*monotonic_ns)(void *opaque);
+    uint64_t (*realtime_ns)(void *opaque);
+    // A line for --trace cpu; never on a hot path.
+    void (*trace)(void *opaque, const char *what, uint64_t a, uint64_t b);
+    void *opaque;
+};
+
+// Told by mmu/ and cpu/ when what the translator has cached about the guest may have changed.
+struct vcpu_listener {
+    // The linear page holding `la` may map elsewhere now (INVLPG).
+    void (*page_flushed)(void *opaque, uint64_t la);
+    // All mappings may have changed; global ones too if `global`.
+    void (*tlb_flushed)(void *opaque, bool global);
+    // Bytes [gpa, gpa+len) of a page traced for code were written (by guest or device).
+    void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
+    // Guest RIP for an instruction pointer of the host's x87 unit that lies in translated code; any other is returned
+    // as it is. May be null: such pointers then show as 0.
+    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+    void *opaque;
+};
+
+// Requests to the vCPU from outside its instruction stream. Set with atomic OR, then kick the vCPU's thread.
+#define REQ_INTR   0x01u // LAPIC or PIC has (or may have) an interrupt
+#define REQ_NMI    0x02u
+#define REQ_TIMER  0x04u // a timer of the vCPU's own chips is due
+#define REQ_EXIT   0x08u // leave the run loop (pause, reset, quit)
+#define REQ_INIT   0x10u
+#define REQ_SHADOW 0x20u // internal: an interrupt shadow must end after one instruction
+
+struct cpu_event { // the exception being thrown or delivered
+    uint8_t vector;
+    uint8_t has_error;
+    uint8_t soft; // INT n, INT3, INTO: DPL check, return address is the next instruction
+    uint32_t error;
+    uint64_t cr2;
+};
+
+struct vcpu {
+    struct cpu_state s; // must be first: translated code addresses it by offset
+    _Alignas(64) uint32_t requests; // REQ_*, atomic
+    uint32_t mode_gen;  // bumped whenever anything the translator keys blocks by may have changed (segments, CR0/4, CPL…)
+    uint32_t id;        // APIC id
+    struct mem_map *mem;
+    struct tlb *tlb;
+    struct lapic *lapic; // null: no local APIC
+    const struct cpu_model *model; // CPUID and MSR policy
+    struct vcpu_exits exits;
+    struct vcpu_listener listener;
+    struct cpu_event event;
+    void *throw_buf[5]; // __builtin_setjmp buffer of the engine's run loop: where cpu_throw() goes
+    bool pic_intr;      // level of the 8259's INTR pin
+    void *engine;       // private to the engine
+};
+
+// ---- state
+void cpu_reset(struct vcpu *v);                 // SDM 3A 9.1.1, table 9-1; TSC keeps running
+uint64_t cpu_rflags(const struct vcpu *v);      // with IF, DF and bit 1
+void cpu_set_rflags(struct vcpu *v, uint64_t value); // no privilege checks; bumps mode_gen when TF, VM or AC change
+static inline bool cpu_protected(const struct vcpu *v) { return v->s.cr0 & CR0_PE; }
+static inline bool cpu_long(const struct vcpu *v) { return v->s.efer & EFER_LMA; }
+static inline bool cpu_v86(const struct vcpu *v) { return v->s.rflags & FL_VM; }
+static inline bool cpu_code64(const struct vcpu *v)
+{
+    return (v->s.efer & EFER_LMA) && (v->s.seg[SEG_CS].attr & SEG_L);
+}
+static inline unsigned cpu_iopl(const struct vcpu *v) { return (v->s.rflags >> 12) & 3; }
+
+// ---- faults: the only way to raise one (cpu/throw.c)
+_Noreturn void cpu_throw(struct vcpu *v, unsigned vector);                     // no error code
+_Noreturn void cpu_throw_error(struct vcpu *v, unsigned vector, uint32_t error);
+_Noreturn void cpu_throw_page_fault(struct vcpu *v, uint64_t la, uint32_t error);
+
+// ---- events (cpu/event.c). All of them may throw; the engine's loop then delivers what was thrown.
+// Delivers v->event through the IDT in every mode. Contributory faults become #DF, a fault during #DF sets
+// s.activity = ACT_SHUTDOWN (triple fault). Never throws itself.
+void cpu_deliver(struct vcpu *v);
+// Hardware interrupt `vector` (never throws; a fault in delivery becomes that exception).
+void cpu_interrupt(struct vcpu *v, unsigned vector);
+void cpu_nmi(struct vcpu *v);
+// Whether an interrupt could be taken at this instruction boundary (IF, shadows).
+bool cpu_interruptible(const struct vcpu *v);
+// Takes the highest pending event if it can be taken now: NMI, LAPIC vector, PIC (ExtINT). Returns whether one was
+// delivered. Wakes a halted CPU. Clears requests it has answered.
+bool cpu_take_pending(struct vcpu *v);
+// The single-step trap after an instruction that ran with TF set.
+void cpu_single_step_trap(struct vcpu *v);
+
+// ---- segments and memory operands (cpu/segment.c, cpu/operand.c)
+// Linear address of [sreg:offset, size bytes], with limit, type and canonical checks of the current mode; throws
+// #GP(0)/#SS(0). `write` checks writability.
+uint64_t cpu_linear(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned size, bool write);
+// Offset of the memory operand, truncated to the address size.
+uint64_t cpu_effective_address(const struct vcpu *v, const struct insn *in);
+// Reads/writes through a segment at the current privilege.
+uint64_t cpu_read(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned size);
+void cpu_write(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned size, uint64_t value);
+// Checks that every byte can be written before anything is stored; then stores n bytes from host memory.
+void cpu_write_block(struct vcpu *v, unsigned sreg, uint64_t offset, const void *data, unsigned n);
+void cpu_read_block(struct vcpu *v, unsigned sreg, uint64_t offset, void *data, unsigned n);
+// Stack of the current mode (SS.B, 64-bit): address mask of RSP.
+uint64_t cpu_stack_mask(const struct vcpu *v);
+void cpu_push(struct vcpu *v, unsigned size, uint64_t value);
+uint64_t cpu_pop(struct vcpu *v, unsigned size);
+// Loads a segment register other than CS as MOV Sreg does (all modes, all checks, accessed bit).
+void cpu_load_segment(struct vcpu *v, unsigned sreg, uint16_t selector);
+
+// ---- control registers, MSRs, CPUID
+void cpu_set_cr0(struct vcpu *v, uint64_t value); // with all checks; throws #GP
+void cpu_set_cr3(struct vcpu *v, uint64_t value);
+void cpu_set_cr4(struct vcpu *v, uint64_t value);
+uint64_t cpu_rdmsr(struct vcpu *v, uint32_t msr); // throws #GP for an unknown one
+void cpu_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value);
+struct cpuid_regs { uint32_t eax, ebx, ecx, edx; };
+struct cpuid_regs cpu_cpuid(struct vcpu *v, uint32_t leaf, uint32_t subleaf);
+// Writes the guest's kvmclock page again, after its TSC or the host's clock has jumped (cpu/msr.c).
+void cpu_kvmclock_update(struct vcpu *v);
+
+// ---- x87, SSE, AVX state (cpu/xstate.c)
+// Moves the guest's registers from the host's into s.xsave (standard format, everything the model may use), and sets
+// the host's x87 and SSE control to what C code expects. Between save and load any C code may run.
+void cpu_fpu_save(struct vcpu *v);
+void cpu_fpu_load(struct vcpu *v);
+
+static inline uint64_t cpu_tsc(const struct vcpu *v)
+{
+    return __builtin_ia32_rdtsc() + v->s.tsc_offset;
+}

@@ -1,0 +1,274 @@
+// The translator of one vCPU: what its files share.
+//
+// Register budget of policy `checked` (docs/architecture.md has the table with reasons):
+//   host RSP            our return stack (predictions of guest RETs), never the guest's
+//   host RBP = T0       scratch: linear address, then offset in page
+//   host RDI = T1       scratch: TLB index, then host page
+//   guest RSP -> R12, RBP -> R13, RDI -> R14, R12 -> R11, R13 -> R15
+//   guest R11, R14, R15 in memory (struct cpu_state)
+//   everything else, flags, x87/SSE/AVX: the same register in the host
+#pragma once
+#include <setjmp.h>
+#include <Zydis/Zydis.h>
+#include "cpu/cpu.h"
+#include "cpu/engine.h"
+#include "dbt/asm.h"
+#include "mmu/mem.h"
+#include "mmu/mmu.h"
+
+#define T0 H_BP
+#define T1 H_DI
+#define HOMED 0xff // guest register kept in memory
+extern const uint8_t host_of_guest[16];
+
+// ---- block keys
+#define KEY_CODE16    0x00000000u
+#define KEY_CODE32    0x00000001u
+#define KEY_CODE64    0x00000002u
+#define KEY_CODE_MASK 0x00000003u
+#define KEY_STACK32   0x00000004u
+#define KEY_CPL_SHIFT 3
+#define KEY_CPL_MASK  0x00000018u
+#define KEY_PE        0x00000020u
+#define KEY_VM        0x00000040u
+#define KEY_FLAT_DS   0x00000080u
+#define KEY_FLAT_ES   0x00000100u
+#define KEY_FLAT_SS   0x00000200u
+#define KEY_FLAT_CS   0x00000400u
+#define KEY_TLB_SHIFT 11
+#define KEY_TLB_MASK  0x00001800u
+#define KEY_TS        0x00002000u
+#define KEY_EM        0x00004000u
+#define KEY_MP        0x00008000u
+#define KEY_OSFXSR    0x00010000u
+#define KEY_OSXSAVE   0x00020000u
+#define KEY_AVX       0x00040000u
+#define KEY_AVX512    0x00080000u
+#define KEY_ONE       0x00100000u // one instruction, every exit goes to the dispatcher (TF, interrupt shadow)
+#define KEY_BOUNCE    0x00200000u // with KEY_ONE: memory operands go through a bounce buffer
+
+struct block;
+
+enum exit_kind { EXIT_NEAR /* same page: a patched rel32 */, EXIT_FAR /* other page: a slot, reset by TLB flushes */ };
+
+struct exit { // a direct exit of a block
+    uint64_t target;         // RIP
+    struct block *from, *to; // to: linked block, or null
+    struct exit *incoming_next;
+    uint32_t cold;           // run address of its unlinked code
+    uint32_t site;           // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
+    uint8_t kind;
+    uint8_t logged;
+};
+
+struct map_entry { // start of a guest instruction
+    uint32_t host; // offset in the block's code
+    uint16_t guest; // offset in the block's guest bytes
+    uint16_t shadow; // the instruction before was STI: no interrupt may come between
+};
+
+struct page_link {
+    struct block *block;
+    struct page_link *next;
+};
+
+struct range {
+    uint64_t gpa;
+    uint32_t len;
+};
+
+struct block {
+    uint64_t rip, gpa, cs_base;
+    uint32_t key, cs_limit;
+    uint32_t code, code_len; // run address, bytes
+    uint16_t guest_len, insn_count;
+    uint16_t map_count;
+    uint8_t dead;
+    uint8_t global;          // mapped global when translated
+    uint8_t straddles;       // its one instruction lies in two pages
+    struct map_entry *map;
+    struct block *hash_next;
+    struct exit *incoming;   // linked exits into this block
+    struct exit exits[2];
+    uint8_t exit_count;
+    uint8_t range_count;
+    struct range range[4];   // guest bytes the translation depends on: first its own, then what liveness peeked at
+};
+
+struct vector_layout { // offsets in the XSAVE area
+    uint32_t ymm, opmask, zmm_hi, hi16;
+};
+
+struct gather { // what a gather or scatter has beyond struct insn
+    uint8_t data, index, mask; // vector registers; mask: opmask register if evex
+    uint8_t element, index_size, vector; // bytes
+    uint8_t evex, scatter;
+};
+
+// A sensitive (or string) instruction in a block: what its helper gets.
+struct site {
+    uint64_t rip;
+    uint64_t count;
+    struct insn in;
+    struct gather gather;
+};
+
+#define CONTEXTS 24 // modes with an indirect-branch table each
+struct context {
+    uint64_t cs_base;
+    uint32_t key, cs_limit;
+    uint64_t *tag;  // [65536] RIP, or ~0 for the entry of 0
+    uint64_t *code; // [65536] run address
+};
+
+#define IB_LOG 8192
+#define SLOT_COUNT 262144
+#define BOUNCE_SIZE 4096
+
+struct dbt_counters {
+    uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
+    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_steps, flushes, invalidations;
+    uint64_t ib_misses, ret_misses, far_resets, interrupts, exceptions;
+    uint64_t op_count[OP_COUNT];
+};
+
+struct dbt { // mapped below 2 GiB: translated code addresses its fields
+    struct vcpu *v;
+    uint64_t spill_ax, spill_cx, tmp, target;
+    uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
+    uint32_t slow_info, flags;
+    int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
+    _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];
+    uint64_t bounce_la;
+    uint32_t bounce_len, bounce_next;
+    uint8_t *bounce_data;
+
+    // stubs (run addresses)
+    uint64_t stub_enter, stub_service, stub_chain, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
+        stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss, stub_ret_empty, stub_fault;
+    uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
+
+    // code cache: two mappings of one memfd
+    uint8_t *rw;
+    uint64_t rx;
+    uint64_t cache_size, cache_used, cache_stubs;
+    // arena for blocks, exits, sites, maps: low addresses, freed all at once
+    uint8_t *arena;
+    uint64_t arena_size, arena_used;
+    struct block **blocks; // in order of code address
+    uint32_t block_count, block_max;
+    struct block **hash;
+    uint32_t hash_mask;
+    struct page_link **pages; // by RAM page
+    uint64_t page_count;
+
+    uint64_t *slots;
+    uint32_t slot_used;
+
+    struct context contexts[CONTEXTS];
+    unsigned context_count;
+    struct context *context; // of the current mode; null: none left
+    uint32_t key, key_gen;   // current mode, and the mode_gen it was computed for
+    uint32_t force;          // KEY_ONE | KEY_BOUNCE for the next block only
+
+    struct exit *far_log[IB_LOG];
+    uint32_t far_count;
+    uint32_t ib_log[IB_LOG]; // context << 16 | index
+    uint32_t ib_count;
+
+    // code TLB: fetch translations
+    struct { uint64_t page, gpa_page; uint8_t kind, global; } code_tlb[256];
+
+    struct vector_layout layout;
+    struct engine_host host;
+    int stop; // enum engine_stop + 1 when the run loop must end
+    int stepping;    // the signal handler single-steps to an instruction boundary
+    int in_slow;     // RIP must be found from slow_ret if something is thrown
+    int restart;     // thrown to leave an instruction that is to be run again, not for a fault
+    int fpu_saved;
+    unsigned fault_vector;
+    bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
+    int code_tlb_evicted; // a page was dropped from code_tlb while code may be linked to it
+    void *alt_stack;
+    int tid;
+    struct dbt_counters n;
+    struct translation *tr; // translator's work space
+    void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
+    void *trace_opaque;
+};
+
+// ---- cache.c
+int cache_create(struct dbt *d);
+void *map_low(size_t size, int fd, int prot); // below 2 GiB, or null
+void cache_destroy(struct dbt *d);
+void cache_flush(struct dbt *d);
+void *arena_alloc(struct dbt *d, size_t n); // 16-byte aligned, null when full
+struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key);
+int cache_insert(struct dbt *d, struct block *b);
+void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len);
+struct block *cache_block_at(struct dbt *d, uint64_t run_address);
+// Guest RIP of the instruction a run address belongs to; *start: it is at the first host byte of it.
+bool cache_guest_rip(struct block *b, uint64_t run_address, uint64_t *rip, bool *start);
+// The same from the return address of a call in the block's out-of-line code.
+bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip);
+void cache_link(struct dbt *d, struct exit *e, struct block *to);
+void cache_ib_set(struct dbt *d, struct block *b);
+void cache_forget_far(struct dbt *d, bool global);
+static inline void ras_reset(struct dbt *d) { d->ras_sp = d->ras_base; }
+
+// ---- mode.c
+void mode_update(struct dbt *d);
+struct code_page { uint64_t gpa; bool global; };
+struct code_page mode_fetch(struct dbt *d, uint64_t la); // throws #PF
+
+// ---- stubs.c
+int stubs_create(struct dbt *d);
+
+// ---- translate.c: makes the block at the current RIP and mode; throws for a fetch fault. Never null (flushes if full).
+struct block *translate(struct dbt *d, uint32_t key);
+
+// ---- run.c: entry points of the stubs. Each leaves v->s exact and returns the run address of the code for v->s.rip.
+uint64_t run_chain(struct dbt *d, uint64_t exit);
+uint64_t run_sensitive(struct dbt *d, uint64_t site);
+uint64_t run_string(struct dbt *d, uint64_t site);
+uint64_t run_gather(struct dbt *d, uint64_t site);
+uint64_t run_indirect(struct dbt *d, uint64_t rip);
+uint64_t run_step(struct dbt *d, uint64_t rip);
+uint64_t run_commit(struct dbt *d, uint64_t rip);
+uint64_t run_service(struct dbt *d);
+uint64_t run_ret_miss(struct dbt *d, uint64_t rip);
+_Noreturn void run_fault(struct dbt *d);       // throws d->fault_vector
+uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index); // host address of the operand
+uint64_t run_segment(struct dbt *d, uint64_t offset); // linear address
+uint64_t run_bounce(struct dbt *d, uint64_t offset);  // host address of the bounce buffer
+
+// slow_info
+#define SLOW_SIZE(i)  ((i) & 0x3fffu)
+#define SLOW_WRITE    0x4000u
+#define SLOW_FLAGS    0x8000u // guest flags are in AX, guest RAX in spill_ax
+#define SLOW_SEG_SHIFT 16
+#define SLOW_READ_TOO 0x80000u // read-modify-write
+#define SLOW_ALIGNED  0x100000u // #GP(0) if not aligned to its size
+
+// ---- string.c
+void string_execute(struct vcpu *v, const struct insn *in);
+
+// ---- gather.c
+void gather_layout(struct vector_layout *l);
+void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g);
+
+// ---- signal.c
+int signal_attach(struct dbt *d);
+void signal_detach(struct dbt *d);
+void signal_kick(struct dbt *d); // any thread
+
+// ---- create.c
+struct dbt_hooks {
+    void (*page_flushed)(void *opaque, uint64_t la);
+    void (*tlb_flushed)(void *opaque, bool global);
+    void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
+    void (*code_traced)(void *opaque, uint64_t gpa);
+    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+};
+int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks); // 0 or -errno
+void dbt_destroy(struct vcpu *v);

@@ -1,0 +1,411 @@
+// Re-encoding of innocuous instructions: the same opcode, with registers mapped to the host's and the memory operand
+// replaced. There is no model of what an instruction does here, only of how it is encoded (SDM volume 2, chapter 2).
+#include "dbt/internal.h"
+
+static bool is_gpr(const ZydisDecodedOperand *o)
+{
+    if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+        return false;
+    switch (ZydisRegisterGetClass(o->reg.value)) {
+    case ZYDIS_REGCLASS_GPR8:
+    case ZYDIS_REGCLASS_GPR16:
+    case ZYDIS_REGCLASS_GPR32:
+    case ZYDIS_REGCLASS_GPR64: return true;
+    default: return false;
+    }
+}
+
+struct fields insn_fields(const struct ginsn *g)
+{
+    const ZydisDecodedInstruction *z = &g->z;
+    struct fields f = {0};
+    unsigned r = 0, b = 0, v = 0;
+    switch (z->encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+        f.rex = z->attributes & ZYDIS_ATTRIB_HAS_REX;
+        r = f.rex ? z->raw.rex.R : 0;
+        b = f.rex ? z->raw.rex.B : 0;
+        break;
+    case ZYDIS_INSTRUCTION_ENCODING_VEX: {
+        const uint8_t *p = g->bytes + z->raw.vex.offset;
+        r = !(p[1] & 0x80);
+        b = p[0] == 0xc4 ? !(p[1] & 0x20) : 0;
+        v = (p[0] == 0xc4 ? ~p[2] >> 3 : ~p[1] >> 3) & 15;
+        break;
+    }
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX: {
+        const uint8_t *p = g->bytes + z->raw.evex.offset;
+        r = !(p[1] & 0x80);
+        b = !(p[1] & 0x20);
+        v = (~p[2] >> 3) & 15;
+        break;
+    }
+    default: break;
+    }
+    if (z->machine_mode != ZYDIS_MACHINE_MODE_LONG_64) {
+        r = b = 0;
+        v &= 7;
+    }
+    f.reg = z->raw.modrm.reg | r << 3;
+    f.rm = z->raw.modrm.rm | b << 3;
+    f.opreg = (z->opcode & 7u) | b << 3;
+    f.vreg = v;
+    return f;
+}
+
+static unsigned tail_offset(const struct ginsn *g)
+{
+    const ZydisDecodedInstruction *z = &g->z;
+    if (z->raw.modrm.offset)
+        return z->raw.modrm.offset + 1u + (z->raw.sib.offset ? 1u : 0u) + z->raw.disp.size / 8u;
+    return z->raw.imm[0].size ? z->raw.imm[0].offset : z->length;
+}
+
+static void emit_rm(struct translation *t, const struct ginsn *g, const struct enc *e, unsigned reg, unsigned rm)
+{
+    struct asm_buf *a = &t->a;
+    unsigned tail = tail_offset(g);
+    switch (e->mem) {
+    case ENC_NONE: a_modrm(a, 3, reg, rm); break;
+    case ENC_T1T0: // [rdi + rbp]
+        a_modrm(a, 0, reg, 4);
+        a8(a, 0 << 6 | (T0 & 7) << 3 | (T1 & 7));
+        break;
+    case ENC_T1: a_modrm(a, 0, reg, T1); break;
+    case ENC_ABS: a_abs(a, reg, e->abs, g->z.length - tail); break;
+    }
+    uint8_t rest[16];
+    unsigned n = g->z.length - tail;
+    memcpy(rest, g->bytes + tail, n);
+    for (unsigned i = 0; i < g->z.operand_count && t->code_size != 8; i++)
+        if (n && g->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+            rest[n - 1] &= 0x7f; // bit 7 of the register number is ignored outside 64-bit mode
+    a_bytes(a, rest, n);
+}
+
+static void encode_legacy(struct translation *t, const struct ginsn *g, const struct enc *e)
+{
+    struct asm_buf *a = &t->a;
+    const ZydisDecodedInstruction *z = &g->z;
+    struct fields f = insn_fields(g);
+    bool opsize = false, lock = false;
+    unsigned mandatory = 0, rep = 0;
+    for (unsigned i = 0; i < z->raw.prefix_count; i++) {
+        uint8_t p = z->raw.prefixes[i].value;
+        if (p == 0x66)
+            opsize = true;
+        else if (p == 0xf0)
+            lock = true;
+        else if (p == 0xf2 || p == 0xf3) {
+            rep = p;
+            if (z->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY)
+                mandatory = p;
+        }
+    }
+    bool vector = false; // 66 selects the opcode there, not the operand size
+    switch (z->meta.isa_ext) {
+    case ZYDIS_ISA_EXT_BASE:
+    case ZYDIS_ISA_EXT_MOVBE:
+    case ZYDIS_ISA_EXT_LZCNT:
+    case ZYDIS_ISA_EXT_BMI1:
+    case ZYDIS_ISA_EXT_LONGMODE:
+    case ZYDIS_ISA_EXT_RDRAND:
+    case ZYDIS_ISA_EXT_RDSEED:
+        break;
+    default: vector = z->mnemonic != ZYDIS_MNEMONIC_CRC32 && z->mnemonic != ZYDIS_MNEMONIC_POPCNT; break;
+    }
+    if (vector ? opsize : z->operand_width == 16)
+        a8(a, 0x66);
+    if (lock)
+        a8(a, 0xf0);
+    if (mandatory)
+        a8(a, mandatory);
+    else if (rep && z->mnemonic != ZYDIS_MNEMONIC_NOP && (lock || rep == 0xf3) && z->mnemonic == ZYDIS_MNEMONIC_PAUSE)
+        a8(a, rep);
+    unsigned opcode = z->opcode;
+    bool modrm = z->raw.modrm.offset;
+    unsigned reg = e->reg >= 0 ? (unsigned)e->reg : f.reg;
+    unsigned rm = e->rm >= 0 ? (unsigned)e->rm : f.rm;
+    unsigned opreg = e->opreg >= 0 ? (unsigned)e->opreg : (opcode & 7u);
+    bool short_incdec = z->machine_mode != ZYDIS_MACHINE_MODE_LONG_64 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+                        opcode >= 0x40 && opcode <= 0x4f;
+    if (short_incdec) { // 40..4F are REX prefixes in the host
+        modrm = true;
+        reg = opcode >= 0x48;
+        rm = opreg;
+        opcode = 0xff;
+    }
+    if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && opcode >= 0xa0 && opcode <= 0xa3) { // moffs: MOV with ModRM
+        static const uint8_t with_modrm[4] = {0x8a, 0x8b, 0x88, 0x89};
+        opcode = with_modrm[opcode - 0xa0];
+        modrm = true;
+        reg = 0;
+    }
+    if (opcode == 0x82 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
+        opcode = 0x80;
+    unsigned rex = 0x40;
+    if (z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && f.rex && z->raw.rex.W)
+        rex |= 8;
+    if (modrm) {
+        if (reg & 8)
+            rex |= 4;
+        if (e->mem == ENC_NONE && rm & 8)
+            rex |= 1;
+    } else if (e->opreg >= 0 && opreg & 8) {
+        rex |= 1;
+    }
+    if (rex != 0x40 || e->byte_low)
+        a8(a, rex);
+    switch (z->opcode_map) {
+    case ZYDIS_OPCODE_MAP_0F: a8(a, 0x0f); break;
+    case ZYDIS_OPCODE_MAP_0F38: a_bytes(a, "\x0f\x38", 2); break;
+    case ZYDIS_OPCODE_MAP_0F3A: a_bytes(a, "\x0f\x3a", 2); break;
+    default: break;
+    }
+    if (modrm) {
+        a8(a, opcode);
+        emit_rm(t, g, e, reg & 7, rm & 7);
+    } else {
+        unsigned tail = tail_offset(g);
+        a8(a, e->opreg >= 0 ? (opcode & ~7u) | (opreg & 7) : opcode);
+        a_bytes(a, g->bytes + tail, z->length - tail);
+    }
+}
+
+static void encode_vex(struct translation *t, const struct ginsn *g, const struct enc *e)
+{
+    struct asm_buf *a = &t->a;
+    const uint8_t *p = g->bytes + g->z.raw.vex.offset;
+    struct fields f = insn_fields(g);
+    unsigned reg = e->reg >= 0 ? (unsigned)e->reg : f.reg;
+    unsigned rm = e->rm >= 0 ? (unsigned)e->rm : f.rm;
+    unsigned map = p[0] == 0xc4 ? p[1] & 31 : 1, last = p[0] == 0xc4 ? p[2] : p[1] & 0x7f;
+    if (g->z.machine_mode != ZYDIS_MACHINE_MODE_LONG_64)
+        last |= 0x40; // vvvv[3] is ignored there
+    if (e->vreg >= 0)
+        last = (last & ~0x78u) | (~(unsigned)e->vreg & 15) << 3;
+    unsigned b = e->mem == ENC_NONE && rm & 8 ? 1 : 0, r = reg >> 3 & 1;
+    if (!b && map == 1 && !(last & 0x80)) {
+        a8(a, 0xc5);
+        a8(a, (r ? 0 : 0x80) | (last & 0x7f));
+    } else {
+        a8(a, 0xc4);
+        a8(a, (r ? 0 : 0x80) | 0x40 | (b ? 0 : 0x20) | map);
+        a8(a, last);
+    }
+    a8(a, g->z.opcode);
+    if (g->z.raw.modrm.offset)
+        emit_rm(t, g, e, reg & 7, rm & 7);
+}
+
+static void encode_evex(struct translation *t, const struct ginsn *g, const struct enc *e)
+{
+    struct asm_buf *a = &t->a;
+    const uint8_t *p = g->bytes + g->z.raw.evex.offset;
+    bool m64 = g->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
+    unsigned p0 = p[1], p1 = p[2], p2 = p[3], reg = g->z.raw.modrm.reg, rm = g->z.raw.modrm.rm;
+    if (!m64) { // only eight registers: the extension bits are ignored or must be one
+        p0 |= 0xf0;
+        p1 |= 0x40;
+        p2 |= 0x08;
+    }
+    if (e->reg >= 0) {
+        p0 = (p0 & ~0x90u) | 0x10 | (e->reg & 8 ? 0 : 0x80);
+        reg = (unsigned)e->reg & 7;
+    }
+    if (e->mem != ENC_NONE) {
+        p0 |= 0x60; // X and B: neither base nor index is extended
+    } else if (e->rm >= 0) {
+        p0 = (p0 & ~0x60u) | 0x40 | (e->rm & 8 ? 0 : 0x20);
+        rm = (unsigned)e->rm & 7;
+    }
+    if (e->vreg >= 0)
+        p1 = (p1 & ~0x78u) | (~(unsigned)e->vreg & 15) << 3;
+    a8(a, 0x62);
+    a8(a, p0);
+    a8(a, p1);
+    a8(a, p2);
+    a8(a, g->z.opcode);
+    emit_rm(t, g, e, reg, rm);
+}
+
+void encode(struct translation *t, const struct ginsn *g, const struct enc *e)
+{
+    switch (g->z.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_VEX: encode_vex(t, g, e); break;
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX: encode_evex(t, g, e); break;
+    default: encode_legacy(t, g, e); break;
+    }
+}
+
+struct gpr_use { // one register operand
+    unsigned guest, size;
+    int *field;
+    bool read, write, high;
+    bool maybe; // written only under a condition
+};
+
+// Which explicit operands are general registers, and the field that encodes each.
+static unsigned gpr_uses(const struct ginsn *g, struct enc *e, struct gpr_use use[4])
+{
+    struct fields f = insn_fields(g);
+    unsigned n = 0;
+    for (unsigned i = 0; i < g->z.operand_count && n < 4; i++) {
+        const ZydisDecodedOperand *o = &g->op[i];
+        if (!is_gpr(o) || o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+            continue;
+        struct gpr_use u = {.size = o->size / 8u,
+                            .read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ,
+                            .write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE,
+                            .maybe = o->actions & ZYDIS_OPERAND_ACTION_CONDWRITE};
+        switch (o->encoding) {
+        case ZYDIS_OPERAND_ENCODING_MODRM_REG: u.field = &e->reg, u.guest = f.reg; break;
+        case ZYDIS_OPERAND_ENCODING_MODRM_RM: u.field = &e->rm, u.guest = f.rm; break;
+        case ZYDIS_OPERAND_ENCODING_OPCODE: u.field = &e->opreg, u.guest = f.opreg; break;
+        case ZYDIS_OPERAND_ENCODING_NDSNDD: u.field = &e->vreg, u.guest = f.vreg; break;
+        default: continue; // implicit: AX, CX, DX, BX are themselves in the host
+        }
+        if (u.size == 1 && g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && !f.rex && u.guest >= 4) {
+            u.high = true; // AH CH DH BH
+        }
+        use[n++] = u;
+    }
+    return n;
+}
+
+// Instructions whose r/m source may simply be the memory home of the register: same operation with a memory operand.
+static bool rm_may_be_memory(const struct ginsn *g)
+{
+    const ZydisDecodedInstruction *z = &g->z;
+    if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || !z->raw.modrm.offset || z->operand_width < 32)
+        return false;
+    if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
+        return (z->opcode < 0x40 && (z->opcode & 7) == 3) || z->opcode == 0x8b || z->opcode == 0x63 ||
+               z->opcode == 0x39 || z->opcode == 0x85 || z->opcode == 0x69 || z->opcode == 0x6b;
+    if (z->opcode_map == ZYDIS_OPCODE_MAP_0F)
+        return (z->opcode & 0xf0) == 0x40 || z->opcode == 0xaf;
+    return false;
+}
+
+// A host register the instruction does not use, to be borrowed.
+static unsigned free_host(const struct ginsn *g, const struct enc *e, unsigned taken)
+{
+    static const uint8_t candidates[] = {H_8, H_9, H_10, H_11, H_SI, H_BX};
+    for (unsigned i = 0; i < sizeof candidates; i++) {
+        int c = candidates[i];
+        if (c != e->reg && c != e->rm && c != e->vreg && c != e->opreg && !(taken >> c & 1) &&
+            !(c == H_BX && g->z.operand_count > g->z.operand_count_visible))
+            return (unsigned)c;
+    }
+    return H_8;
+}
+
+// Vector operands that must be aligned to their size: legacy SSE with 16 bytes, and the aligned and non-temporal moves.
+static bool needs_alignment(const struct ginsn *g, unsigned size)
+{
+    if (size < 16)
+        return false;
+    switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM: return false;
+    case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD: case ZYDIS_MNEMONIC_VMOVDQA: case ZYDIS_MNEMONIC_VMOVDQA32:
+    case ZYDIS_MNEMONIC_VMOVDQA64: case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD:
+    case ZYDIS_MNEMONIC_VMOVNTDQ: case ZYDIS_MNEMONIC_VMOVNTDQA: case ZYDIS_MNEMONIC_CMPXCHG16B: return true;
+    default: break;
+    }
+    return g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 && g->z.meta.isa_ext != ZYDIS_ISA_EXT_BASE;
+}
+
+void emit_plain(struct translation *t, struct ginsn *g)
+{
+    struct asm_buf *a = &t->a;
+    struct enc e = {.reg = -1, .rm = -1, .vreg = -1, .opreg = -1};
+    struct gpr_use use[4];
+    unsigned n = gpr_uses(g, &e, use);
+    struct ea ea;
+    unsigned size;
+    bool rd, wr, mem = mem_operand(g, &ea, &size, &rd, &wr), high = false;
+
+    for (unsigned i = 0; i < n; i++)
+        high |= use[i].high;
+    if (mem) {
+        // An x87 store that raises an unmasked exception stores nothing.
+        bool keeps = wr && (rd || g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87);
+        t->aligned = needs_alignment(g, size);
+        mem_begin(t, &ea, size, wr, keeps, g->live != 0);
+        t->aligned = false;
+        e.mem = ENC_T1T0;
+    }
+    // Registers without a host register of their own, or one that can't be encoded beside AH..BH, get a scratch.
+    uint8_t scratch_guest[3], scratch_host[3];
+    bool scratch_write[3] = {0}, scratch_read[3] = {0}, borrowed[3] = {0};
+    unsigned scratches = 0;
+    for (unsigned i = 0; i < n; i++) {
+        struct gpr_use *u = &use[i];
+        if (u->high) {
+            *u->field = (int)u->guest;
+            continue;
+        }
+        unsigned h = host_reg(u->guest);
+        bool needs = h == HOMED || (high && u->size > 1 && h >= 8);
+        if (!needs) {
+            *u->field = (int)h;
+            continue;
+        }
+        if (h == HOMED && u->field == &e.rm && !mem && !u->write && rm_may_be_memory(g)) {
+            e.mem = ENC_ABS;
+            e.abs = STATE(t, gpr[u->guest]);
+            continue;
+        }
+        unsigned s;
+        for (s = 0; s < scratches && scratch_guest[s] != u->guest; s++)
+            ;
+        if (s == scratches) {
+            scratches++;
+            scratch_guest[s] = (uint8_t)u->guest;
+            scratch_host[s] = 0xff;
+        }
+        scratch_write[s] |= u->write;
+        scratch_read[s] |= u->read || u->size < 4 || u->maybe;
+        *u->field = -2 - (int)s;
+    }
+    unsigned taken = 0;
+    if (scratches) {
+        if (mem) {
+            mem_combine(t);
+            e.mem = ENC_T1;
+        }
+        unsigned next = 0;
+        static const uint8_t order[2] = {T0, T1};
+        unsigned have = mem ? 1 : 2;
+        for (unsigned i = 0; i < n; i++) // fixed registers first, so that borrowing knows them
+            if (*use[i].field >= 0)
+                taken |= 1u << *use[i].field;
+        for (unsigned s = 0; s < scratches; s++) {
+            if (next < have) {
+                scratch_host[s] = order[next++];
+            } else {
+                scratch_host[s] = (uint8_t)free_host(g, &e, taken);
+                borrowed[s] = true;
+                a_store_abs(a, 8, DBT(t, tmp), scratch_host[s]);
+            }
+            taken |= 1u << scratch_host[s];
+            if (scratch_read[s])
+                load_guest(t, scratch_host[s], scratch_guest[s]);
+        }
+        for (unsigned i = 0; i < n; i++)
+            if (*use[i].field <= -2)
+                *use[i].field = scratch_host[-2 - *use[i].field];
+    }
+    for (unsigned i = 0; i < n; i++)
+        if (use[i].size == 1 && !use[i].high && *use[i].field >= 4 && *use[i].field < 8)
+            e.byte_low = true;
+    encode(t, g, &e);
+    for (unsigned s = 0; s < scratches; s++) {
+        if (scratch_write[s])
+            store_guest(t, scratch_guest[s], scratch_host[s]);
+        if (borrowed[s])
+            a_load_abs(a, 8, scratch_host[s], DBT(t, tmp));
+    }
+}

@@ -1,0 +1,105 @@
+// What the parts of the translator proper share. Runs with the guest's FPU state saved (Zydis uses vector registers).
+#pragma once
+#include "dbt/dbt.h"
+
+#define MAX_INSNS 64
+
+enum insn_class { CLASS_PLAIN, CLASS_CONTROL, CLASS_SENSITIVE, CLASS_STRING, CLASS_NOTHING, CLASS_INLINE, CLASS_GATHER };
+
+struct ginsn { // one decoded guest instruction
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    uint8_t bytes[16];
+    uint64_t rip;
+    uint32_t live;       // arithmetic flags live before it
+    uint32_t live_after;
+    uint8_t cls;         // enum insn_class
+    uint8_t sens;        // enum insn_op of CLASS_SENSITIVE
+};
+
+enum cold_kind { COLD_SLOW, COLD_SEGMENT, COLD_EXIT };
+struct cold {
+    uint8_t kind;
+    uint8_t write;
+    uint32_t info;
+    uint8_t *from; // rel32 of the jump to it
+    uint8_t *back; // where it returns to (writable mapping)
+    struct exit *exit; // COLD_EXIT; `from` is null where a slot leads to it
+};
+
+#define EA_IN_T0 (-2) // as base: the offset is in T0 already
+struct ea { // a memory operand: registers by guest number
+    int base, index; // -1: none
+    unsigned scale, addr_size, sreg;
+    int64_t disp;
+};
+
+struct translation {
+    struct asm_buf a;
+    struct dbt *d;
+    struct block *b;
+    uint32_t key;
+    unsigned code_size; // 2, 4, 8
+    ZydisDecoder decoder[3];
+    struct ginsn insn[MAX_INSNS];
+    unsigned count;
+    struct ginsn peek;
+    struct cold cold[MAX_INSNS * 6 + 4];
+    unsigned cold_count;
+    struct map_entry map[MAX_INSNS];
+    uint64_t rip_mask;  // of the next RIP in this mode
+    bool aligned;       // the next operand must be aligned to its size, which is checked before its page
+    bool committed;     // KEY_BOUNCE: the instruction writes; leave through the commit stub
+    bool ended;         // the last instruction left the block
+};
+
+// Offset of a field of the vCPU's state, as an absolute address
+#define STATE(t, field) ((uint64_t)&(t)->d->v->s.field)
+#define DBT(t, field)   ((uint64_t)&(t)->d->field)
+
+static inline unsigned host_reg(unsigned guest) { return host_of_guest[guest & 15]; }
+static inline bool bounce(const struct translation *t) { return t->key & KEY_BOUNCE; }
+
+// ---- operand.c
+// Makes the operand reachable: afterwards it is at host [T1 + T0]. `live`: guest flags must survive.
+void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too, bool live);
+void mem_combine(struct translation *t); // to [T1]; T0 is free
+void mem_offset(struct translation *t, const struct ea *ea); // T0 = offset, before segmentation
+struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool write, uint8_t *from);
+void mem_cold(struct translation *t);    // emits the out-of-line parts
+bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write);
+void load_guest(struct translation *t, unsigned host, unsigned guest);  // whole register
+void store_guest(struct translation *t, unsigned guest, unsigned host);
+unsigned guest_in(struct translation *t, unsigned guest, unsigned scratch); // host register holding it, loaded if homed
+
+// ---- encode.c
+void emit_plain(struct translation *t, struct ginsn *g);
+
+enum enc_mem { ENC_NONE, ENC_T1T0, ENC_T1, ENC_ABS };
+struct enc {
+    int reg, rm, vreg, opreg; // host registers for these fields, -1: as encoded
+    enum enc_mem mem;
+    uint64_t abs;
+    bool byte_low; // an 8-bit operand is one of the host's SPL..DIL
+};
+void encode(struct translation *t, const struct ginsn *g, const struct enc *e);
+struct fields { unsigned reg, rm, vreg, opreg; bool rex; };
+struct fields insn_fields(const struct ginsn *g); // architectural register numbers of the encoding's fields
+
+// ---- control.c
+void emit_control(struct translation *t, struct ginsn *g);
+uint64_t branch_target(const struct translation *t, const struct ginsn *g); // of a direct near branch
+void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
+void emit_exit_indirect(struct translation *t);           // T0 = RIP
+void emit_nothing(struct translation *t, struct ginsn *g);
+
+// ---- classify.c
+void classify(struct translation *t, struct ginsn *g);
+void fill_insn(const struct ginsn *g, struct insn *in);
+void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a sensitive or string helper
+
+// ---- inline.c: hot sensitive instructions without a call
+bool can_inline(const struct translation *t, const struct ginsn *g);
+void emit_inline(struct translation *t, struct ginsn *g, bool last);
+uint32_t flags_read(const struct ginsn *g);
+uint32_t flags_killed(const struct ginsn *g);

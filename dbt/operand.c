@@ -1,0 +1,207 @@
+// How a memory operand is reached: policy `checked`.
+//
+// An access of n bytes at offset `ea` of a segment becomes (flat 64-bit, flags dead):
+//
+//     lea   t0, [ea]
+//     mov   t1d, t0d ; shr t1d, 12             index: bits 31:12
+//     sub   t0, [tag + t1*8]                   offset in the page, if it is the right page
+//     cmp   t0, 4096 - n ; ja cold             wrong page, or the access crosses its end
+//     mov   t1, [host_page + t1*8]
+//     op    [t1 + t0]
+//
+// Where guest flags are live, LAHF/SETO into a spilled RAX surround the comparison. Nothing the guest can see has
+// changed before `op`, so a miss can raise the guest's fault with the state before the instruction.
+// In a bounce block the same place calls out for a buffer instead.
+#include "dbt/internal.h"
+
+const uint8_t host_of_guest[16] = {
+    [RAX] = H_AX, [RCX] = H_CX, [RDX] = H_DX, [RBX] = H_BX, [RSP] = H_12, [RBP] = H_13, [RSI] = H_SI, [RDI] = H_14,
+    [R8] = H_8, [R9] = H_9, [R10] = H_10, [R11] = HOMED, [R12] = H_11, [R13] = H_15, [R14] = HOMED, [R15] = HOMED,
+};
+
+void load_guest(struct translation *t, unsigned host, unsigned guest)
+{
+    if (host_reg(guest) == HOMED)
+        a_load_abs(&t->a, 8, host, STATE(t, gpr[guest & 15]));
+    else if (host_reg(guest) != host)
+        a_mov_rr(&t->a, 8, host, host_reg(guest));
+}
+
+void store_guest(struct translation *t, unsigned guest, unsigned host)
+{
+    if (host_reg(guest) == HOMED)
+        a_store_abs(&t->a, 8, STATE(t, gpr[guest & 15]), host);
+    else if (host_reg(guest) != host)
+        a_mov_rr(&t->a, 8, host_reg(guest), host);
+}
+
+unsigned guest_in(struct translation *t, unsigned guest, unsigned scratch)
+{
+    if (host_reg(guest) != HOMED)
+        return host_reg(guest);
+    load_guest(t, scratch, guest);
+    return scratch;
+}
+
+static unsigned reg_number(ZydisRegister r)
+{
+    return (unsigned)ZydisRegisterGetId(r) & 15;
+}
+
+bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write)
+{
+    static const uint8_t seg[] = {SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
+    for (unsigned i = 0; i < g->z.operand_count; i++) {
+        const ZydisDecodedOperand *o = &g->op[i];
+        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
+            continue;
+        ea->addr_size = g->z.address_width / 8;
+        ea->base = -1;
+        ea->index = -1;
+        ea->scale = o->mem.scale ? o->mem.scale : 1;
+        ea->disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+        if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
+            ea->disp += (int64_t)(g->rip + g->z.length);
+        else if (o->mem.base != ZYDIS_REGISTER_NONE)
+            ea->base = (int)reg_number(o->mem.base);
+        if (o->mem.index != ZYDIS_REGISTER_NONE)
+            ea->index = (int)reg_number(o->mem.index);
+        if (g->z.raw.sib.offset && g->z.raw.modrm.mod == 0 && g->z.raw.sib.base == 5)
+            ea->base = -1, ea->disp = g->z.raw.disp.value; // whatever REX.B and the address size say (SDM vol. 2, table 2-3)
+        unsigned s = (unsigned)(o->mem.segment - ZYDIS_REGISTER_ES);
+        ea->sreg = s < 6 ? seg[s] : SEG_DS;
+        *size = o->size / 8;
+        *read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+        *write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        return true;
+    }
+    return false;
+}
+
+void mem_offset(struct translation *t, const struct ea *ea)
+{
+    struct asm_buf *a = &t->a;
+    unsigned size = ea->addr_size == 8 ? 8 : 4;
+    uint64_t mask = ea->addr_size == 8 ? ~0ull : ea->addr_size == 4 ? 0xffffffffull : 0xffffull;
+    if (ea->base == EA_IN_T0)
+        return;
+    if (ea->base < 0 && ea->index < 0) {
+        a_mov_imm(a, T0, (uint64_t)ea->disp & mask);
+        return;
+    }
+    if (ea->base < 0) {
+        unsigned x = guest_in(t, (unsigned)ea->index, T0);
+        a_lea_index(a, size, T0, x, ea->scale, (int32_t)ea->disp);
+    } else {
+        unsigned b = guest_in(t, (unsigned)ea->base, T0);
+        int x = ea->index < 0 ? -1 : (int)guest_in(t, (unsigned)ea->index, T1);
+        if (x < 0 && ea->disp == 0)
+            a_mov_rr(a, size, T0, b); // has no latency, other than LEA
+        else
+            a_lea(a, size, T0, b, x, ea->scale, (int32_t)ea->disp);
+    }
+    if (ea->addr_size == 2)
+        a_movzx16(a, T0, T0);
+}
+
+static bool segment_flat(const struct translation *t, unsigned sreg)
+{
+    switch (sreg) {
+    case SEG_CS: return t->code_size == 8; // writes fault, and reads of execute-only code: let cpu/ judge
+    case SEG_DS: return t->code_size == 8 || t->key & KEY_FLAT_DS;
+    case SEG_ES: return t->code_size == 8 || t->key & KEY_FLAT_ES;
+    case SEG_SS: return t->code_size == 8 || t->key & KEY_FLAT_SS;
+    default: return false;
+    }
+}
+
+struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool write, uint8_t *from)
+{
+    if (t->cold_count == sizeof t->cold / sizeof t->cold[0]) {
+        t->a.overflow = 1;
+        return &t->cold[0];
+    }
+    struct cold *c = &t->cold[t->cold_count++];
+    *c = (struct cold){.kind = (uint8_t)kind, .write = write, .info = info, .from = from};
+    return c;
+}
+
+void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too, bool live)
+{
+    struct asm_buf *a = &t->a;
+    uint32_t info = (uint32_t)size | (write ? SLOW_WRITE : 0) | (live ? SLOW_FLAGS : 0) | ea->sreg << SLOW_SEG_SHIFT |
+                    (read_too ? SLOW_READ_TOO : 0) | (t->aligned ? SLOW_ALIGNED : 0);
+    mem_offset(t, ea);
+    if (bounce(t)) {
+        a_store_imm32_abs(a, 4, DBT(t, slow_info), info);
+        a_call_to(a, t->d->stub_bounce);
+        if (write)
+            t->committed = true;
+        return;
+    }
+    if (live) {
+        a_store_abs(a, 8, DBT(t, spill_ax), H_AX);
+        a8(a, 0x9f); // lahf
+        a_bytes(a, "\x0f\x90\xc0", 3); // seto al
+    }
+    struct cold *seg_cold = NULL;
+    bool flat = segment_flat(t, ea->sreg);
+    if (!flat && t->code_size == 8) {
+        a_load_abs(a, 8, T1, STATE(t, seg[ea->sreg].base));
+        a_lea(a, 8, T0, T0, T1, 1, 0);
+    } else if (!flat) {
+        a_lea(a, 8, T1, T0, -1, 1, (int32_t)size - 1);
+        a_rex(a, 8, T1, 0, 0, 0); // cmp t1, [limit]
+        a8(a, 0x3b);
+        a_abs(a, T1, write ? DBT(t, limit_write[ea->sreg]) : DBT(t, limit_read[ea->sreg]), 0);
+        seg_cold = cold_add(t, COLD_SEGMENT, info, write, a_jcc(a, CC_G));
+        a_load_abs(a, 8, T1, STATE(t, seg[ea->sreg].base));
+        a_lea(a, 4, T0, T0, T1, 1, 0);
+        seg_cold->back = a->p;
+    }
+    const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
+    a_mov_rr(a, 4, T1, T0);
+    a_bytes(a, "\xc1\xef\x0c", 3); // shr edi, 12
+    a_rex(a, 8, T0, T1, 0, 0); // sub t0, [tag + t1*8]
+    a8(a, 0x2b);
+    a_table(a, T0, (uint64_t)(write ? set->write_tag : set->read_tag), T1);
+    a_rex(a, 8, 0, 0, T0, 0); // cmp t0, 4096 - size
+    a8(a, 0x81);
+    a_modrm(a, 3, 7, T0);
+    a32(a, 4096 - size);
+    struct cold *c = cold_add(t, COLD_SLOW, info, write, a_jcc(a, CC_A));
+    if (live) {
+        a_bytes(a, "\x04\x7f", 2); // add al, 127
+        a8(a, 0x9e);               // sahf
+        a_load_abs(a, 8, H_AX, DBT(t, spill_ax));
+    }
+    a_load_table(a, T1, (uint64_t)set->host_page, T1);
+    c->back = a->p;
+}
+
+void mem_combine(struct translation *t)
+{
+    a_lea(&t->a, 8, T1, T1, T0, 1, 0);
+}
+
+void mem_cold(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    for (unsigned i = 0; i < t->cold_count; i++) {
+        struct cold *c = &t->cold[i];
+        if (c->from)
+            a_patch(a, c->from);
+        if (c->kind == COLD_EXIT) {
+            c->exit->cold = (uint32_t)asm_here(a);
+            if (c->exit->kind == EXIT_FAR)
+                *(uint64_t *)(uint64_t)c->exit->site = c->exit->cold;
+            a_mov_imm(a, T0, (uint64_t)c->exit);
+            a_jmp_to(a, t->d->stub_chain);
+            continue;
+        }
+        a_store_imm32_abs(a, 4, DBT(t, slow_info), c->info);
+        a_call_to(a, c->kind == COLD_SEGMENT ? t->d->stub_seg
+                                             : t->d->stub_slow[c->write][c->info & SLOW_FLAGS ? 1 : 0]);
+        a_jmp_to(a, (uint64_t)(c->back + a->to_run));
+    }
+}

@@ -1,0 +1,423 @@
+// The software engine's run loop, and the C side of the stubs. Everything here runs with the guest's vector registers
+// live, except between fpu_out() and fpu_in().
+//
+// Guest faults come here by cpu_throw(): the loop's setjmp returns, RIP is made exact, and cpu/ delivers the exception.
+// Leaving the loop and restarting an instruction use the same way out.
+#include "dbt/dbt.h"
+
+uint64_t run_service(struct dbt *d);
+
+static void fpu_out(struct dbt *d)
+{
+    cpu_fpu_save(d->v);
+    d->fpu_saved = 1;
+}
+
+static void fpu_in(struct dbt *d)
+{
+    cpu_fpu_load(d->v);
+    d->fpu_saved = 0;
+}
+
+_Noreturn static void leave(struct dbt *d)
+{
+    __builtin_longjmp(d->v->throw_buf, 1);
+}
+
+static uint32_t requests(const struct vcpu *v) { return __atomic_load_n(&v->requests, __ATOMIC_ACQUIRE); }
+
+static bool must_stop(struct dbt *d)
+{
+    uint32_t r = requests(d->v);
+    return r & ~REQ_INTR || (r & REQ_INTR && cpu_interruptible(d->v));
+}
+
+// Block for the exact state in v->s.
+static struct block *next_block(struct dbt *d)
+{
+    struct vcpu *v = d->v;
+    if (v->mode_gen != d->key_gen)
+        mode_update(d);
+    uint32_t key = d->key | d->force;
+    if (v->s.rflags & FL_TF || v->s.shadow & (SHADOW_STI | SHADOW_MOV_SS))
+        key |= KEY_ONE;
+    bool code64 = (key & KEY_CODE_MASK) == KEY_CODE64;
+    uint64_t la = code64 ? v->s.rip : (uint32_t)(v->s.rip + v->s.seg[SEG_CS].base);
+    struct code_page page = mode_fetch(d, la);
+    struct block *b = cache_find(d, v->s.rip, page.gpa, key);
+    if (!b) {
+        fpu_out(d);
+        b = translate(d, key);
+        fpu_in(d);
+    }
+    return b;
+}
+
+static uint64_t next_code(struct dbt *d)
+{
+    struct vcpu *v = d->v;
+    d->n.dispatches++;
+    if (v->mode_gen == d->key_gen && !d->force && d->context &&
+        !(v->s.rflags & FL_TF || v->s.shadow & (SHADOW_STI | SHADOW_MOV_SS))) {
+        unsigned i = v->s.rip & 0xffff;
+        if (d->context->tag[i] + v->s.rip == 0)
+            return d->context->code[i];
+    }
+    struct block *b = next_block(d);
+    if (!(b->key & KEY_ONE))
+        cache_ib_set(d, b);
+    return b->code;
+}
+
+uint64_t run_chain(struct dbt *d, uint64_t arg)
+{
+    struct exit *e = (struct exit *)arg;
+    d->n.chains++;
+    d->v->s.rip = e->target;
+    uint64_t flushes = d->n.flushes;
+    if (must_stop(d))
+        return run_service(d);
+    struct block *b = next_block(d);
+    if (d->n.flushes == flushes && !(b->key & KEY_ONE))
+        cache_link(d, e, b);
+    return b->code;
+}
+
+uint64_t run_indirect(struct dbt *d, uint64_t rip)
+{
+    d->n.ib_misses++;
+    d->v->s.rip = rip;
+    return next_code(d);
+}
+
+uint64_t run_ret_miss(struct dbt *d, uint64_t rip)
+{
+    d->n.ret_misses++;
+    ras_reset(d);
+    d->v->s.rip = rip;
+    return next_code(d);
+}
+
+// One instruction has completed in a block of its own.
+uint64_t run_step(struct dbt *d, uint64_t rip)
+{
+    struct vcpu *v = d->v;
+    v->s.rip = rip;
+    d->force = 0;
+    v->s.shadow &= SHADOW_NMI;
+    v->s.rflags &= ~(uint64_t)FL_RF;
+    if (v->s.rflags & FL_TF)
+        cpu_single_step_trap(v);
+    return next_code(d);
+}
+
+uint64_t run_commit(struct dbt *d, uint64_t rip)
+{
+    struct vcpu *v = d->v;
+    mmu_write(v, d->bounce_la, d->bounce_data, d->bounce_len, ACC_WRITE | mmu_acc(v));
+    return run_step(d, rip);
+}
+
+static bool keeps_no_trap(unsigned op)
+{
+    return op == OP_INT || op == OP_INT3 || op == OP_INT1 || op == OP_INTO || op == OP_SYSCALL || op == OP_SYSENTER;
+}
+
+uint64_t run_sensitive(struct dbt *d, uint64_t arg)
+{
+    struct site *s = (struct site *)arg;
+    struct vcpu *v = d->v;
+    d->n.sensitive++;
+    d->n.op_count[s->in.op]++;
+    s->count++;
+    v->s.rip = s->rip;
+    d->force = 0;
+    bool tf = v->s.rflags & FL_TF;
+    uint8_t shadow = v->s.shadow;
+    insn_table[s->in.op](v, &s->in);
+    if (__builtin_expect(shadow & (SHADOW_STI | SHADOW_MOV_SS), 0))
+        v->s.shadow &= (uint8_t)~(shadow & (SHADOW_STI | SHADOW_MOV_SS)); // it covered this instruction only
+    v->s.rflags &= ~(uint64_t)FL_RF; // no instruction breakpoint would look at it
+    if (__builtin_expect(tf, 0) && !keeps_no_trap(s->in.op))
+        cpu_single_step_trap(v);
+    if (__builtin_expect(v->s.activity != ACT_RUNNING, 0))
+        return run_service(d);
+    return next_code(d);
+}
+
+uint64_t run_string(struct dbt *d, uint64_t arg)
+{
+    struct site *s = (struct site *)arg;
+    struct vcpu *v = d->v;
+    d->n.strings++;
+    s->count++;
+    v->s.rip = s->rip;
+    string_execute(v, &s->in);
+    return v->s.rip == s->rip ? next_code(d) : run_step(d, v->s.rip);
+}
+
+uint64_t run_gather(struct dbt *d, uint64_t arg)
+{
+    struct site *s = (struct site *)arg;
+    d->n.gathers++;
+    d->v->s.rip = s->rip;
+    gather_execute(d, &s->in, &s->gather);
+    return run_step(d, d->v->s.rip);
+}
+
+// The guest's RAX and flags, when the code before the access had put the flags into AX.
+static void recover_flags(struct dbt *d)
+{
+    if (!(d->slow_info & SLOW_FLAGS))
+        return;
+    struct vcpu *v = d->v;
+    uint32_t ax = d->flags;
+    v->s.gpr[RAX] = d->spill_ax;
+    v->s.rflags = (v->s.rflags & ~(uint64_t)FL_ARITH) | (ax >> 8 & FL_ARITH & 0xff) | (ax & 1 ? FL_OF : 0);
+}
+
+static uint8_t *bounce_read(struct dbt *d, uint64_t la, unsigned size)
+{
+    uint8_t *p = d->bounce[3] + (la & 63);
+    mmu_read(d->v, la, p, size, mmu_acc(d->v));
+    return p;
+}
+
+static void check_canonical(struct vcpu *v, uint64_t la, unsigned size, unsigned sreg)
+{
+    uint64_t end = la + size - 1;
+    if (cpu_code64(v) && ((uint64_t)((int64_t)(la << 16) >> 16) != la || (uint64_t)((int64_t)(end << 16) >> 16) != end))
+        cpu_throw_error(v, sreg == SEG_SS ? EXC_SS : EXC_GP, 0);
+}
+
+uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
+{
+    struct vcpu *v = d->v;
+    uint32_t info = d->slow_info;
+    bool write = info & SLOW_WRITE;
+    struct tlb_set *set = &v->tlb->set[mmu_tlb_kind(v)];
+    uint64_t la = offset + (write ? set->write_tag : set->read_tag)[index & (TLB_ENTRIES - 1)];
+    unsigned size = SLOW_SIZE(info);
+    d->n.slow_fills++;
+    recover_flags(d);
+    d->in_slow = 1;
+    check_canonical(v, la, size, info >> SLOW_SEG_SHIFT & 7);
+    if (info & SLOW_ALIGNED && la & (size - 1))
+        cpu_throw_error(v, EXC_GP, 0);
+    if (must_stop(d)) {
+        d->restart = 1;
+        leave(d);
+    }
+    uint64_t host = 0;
+    if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE)
+        host = (uint64_t)mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
+    if (!host) {
+        if (write) { // run it once more, through a bounce buffer
+            d->restart = 1;
+            d->force = KEY_ONE | KEY_BOUNCE;
+            leave(d);
+        }
+        host = (uint64_t)bounce_read(d, la, size);
+    }
+    d->in_slow = 0;
+    return host;
+}
+
+uint64_t run_segment(struct dbt *d, uint64_t offset)
+{
+    struct vcpu *v = d->v;
+    uint64_t ax = v->s.gpr[RAX];
+    recover_flags(d);
+    d->in_slow = 1;
+    uint64_t la = cpu_linear(v, d->slow_info >> SLOW_SEG_SHIFT & 7, offset, SLOW_SIZE(d->slow_info), d->slow_info & SLOW_WRITE);
+    d->in_slow = 0;
+    v->s.gpr[RAX] = ax;
+    return la;
+}
+
+uint64_t run_bounce(struct dbt *d, uint64_t offset)
+{
+    struct vcpu *v = d->v;
+    uint32_t info = d->slow_info;
+    unsigned size = SLOW_SIZE(info);
+    bool write = info & SLOW_WRITE;
+    d->n.bounces++;
+    uint64_t la = cpu_linear(v, info >> SLOW_SEG_SHIFT & 7, offset, size, write);
+    if (info & SLOW_ALIGNED && la & (size - 1))
+        cpu_throw_error(v, EXC_GP, 0);
+    if (size > BOUNCE_SIZE - 64)
+        cpu_throw_error(v, EXC_GP, 0);
+    if (!write)
+        return (uint64_t)bounce_read(d, la, size);
+    uint8_t *p = d->bounce[0] + (la & 63);
+    mmu_check(v, la, size, ACC_WRITE | mmu_acc(v));
+    if (info & SLOW_READ_TOO)
+        mmu_read(v, la, p, size, mmu_acc(v));
+    d->bounce_la = la;
+    d->bounce_len = size;
+    d->bounce_data = p;
+    return (uint64_t)p;
+}
+
+_Noreturn void run_fault(struct dbt *d)
+{
+    unsigned vector = d->fault_vector;
+    if (vector == EXC_GP)
+        cpu_throw_error(d->v, EXC_GP, 0);
+    cpu_throw(d->v, vector);
+}
+
+uint64_t run_service(struct dbt *d)
+{
+    struct vcpu *v = d->v;
+    for (;;) {
+        uint32_t r = requests(v);
+        if (r & REQ_EXIT) {
+            __atomic_and_fetch(&v->requests, ~REQ_EXIT, __ATOMIC_ACQ_REL);
+            d->stop = ENGINE_REQUESTED + 1;
+            leave(d);
+        }
+        if (r & (REQ_SHADOW | REQ_TIMER))
+            __atomic_and_fetch(&v->requests, ~(REQ_SHADOW | REQ_TIMER), __ATOMIC_ACQ_REL);
+        if (r & REQ_TIMER) {
+            fpu_out(d);
+            d->host.run_timers(d->host.opaque);
+            fpu_in(d);
+        }
+        if (r & REQ_INIT) {
+            __atomic_and_fetch(&v->requests, ~REQ_INIT, __ATOMIC_ACQ_REL);
+            cpu_reset(v);
+        }
+        if (cpu_take_pending(v)) {
+            d->n.interrupts++;
+            d->force = 0;
+        }
+        if (v->s.activity == ACT_SHUTDOWN) {
+            d->stop = ENGINE_SHUTDOWN + 1;
+            leave(d);
+        }
+        if (v->s.activity == ACT_RUNNING)
+            break;
+        if (requests(v) & ~REQ_INTR)
+            continue;
+        fpu_out(d);
+        d->host.idle(d->host.opaque);
+        fpu_in(d);
+    }
+    return next_code(d);
+}
+
+static void find_slow_rip(struct dbt *d)
+{
+    uint64_t rip;
+    struct block *b = cache_block_at(d, d->slow_ret);
+    d->in_slow = 0;
+    if (b && cache_guest_rip_cold(b, d->slow_ret, &rip))
+        d->v->s.rip = rip;
+}
+
+static enum engine_stop software_run(struct vcpu *v)
+{
+    struct dbt *volatile keep = v->engine;
+    struct dbt *d = keep;
+    d->stop = 0;
+    fpu_in(d);
+    if (__builtin_setjmp(v->throw_buf)) {
+        d = keep;
+        struct vcpu *w = d->v;
+        if (d->fpu_saved)
+            fpu_in(d);
+        if (d->in_slow)
+            find_slow_rip(d);
+        if (!d->stop && !d->restart) {
+            d->n.exceptions++;
+            d->force = 0;
+            cpu_deliver(w);
+        }
+        d->restart = 0;
+    }
+    if (!d->stop) {
+        uint64_t code = run_service(d);
+        ((void (*)(uint64_t))d->stub_enter)(code);
+        __builtin_unreachable();
+    }
+    fpu_out(d);
+    return (enum engine_stop)(d->stop - 1);
+}
+
+static void software_kick(struct vcpu *v)
+{
+    struct dbt *d = v->engine;
+    if (d)
+        signal_kick(d);
+}
+
+void engine_software_set_host(struct vcpu *v, struct engine_host host)
+{
+    struct dbt *d = v->engine;
+    d->host = host;
+}
+
+static void on_page_flushed(void *opaque, uint64_t la)
+{
+    struct dbt *d = opaque;
+    unsigned i = la >> PAGE_SHIFT & 255;
+    if (d->code_tlb[i].page != la >> PAGE_SHIFT || !d->code_tlb[i].kind) {
+        // Not fetched from since the last flush, unless another page took its place there.
+        if (!d->code_tlb_evicted)
+            return;
+    }
+    d->code_tlb[i].kind = 0;
+    cache_forget_far(d, true);
+}
+
+static void on_tlb_flushed(void *opaque, bool global)
+{
+    struct dbt *d = opaque;
+    if (global)
+        d->code_tlb_evicted = 0;
+    for (unsigned i = 0; i < 256; i++)
+        if (global || !d->code_tlb[i].global)
+            d->code_tlb[i].kind = 0;
+    cache_forget_far(d, global);
+}
+
+static void on_code_written(void *opaque, uint64_t gpa, unsigned len)
+{
+    cache_invalidate(opaque, gpa, len);
+}
+
+static void on_code_traced(void *opaque, uint64_t gpa)
+{
+    struct dbt *d = opaque;
+    mmu_drop_writable(d->v, gpa);
+}
+
+// x87 images hold the address of the last x87 instruction: one of ours, or one the guest loaded itself.
+static uint64_t on_fip(void *opaque, uint64_t fip)
+{
+    struct dbt *d = opaque;
+    uint64_t rip;
+    bool start;
+    struct block *b = fip >= d->rx + d->cache_stubs && fip < d->rx + d->cache_used ? cache_block_at(d, fip) : NULL;
+    return b && cache_guest_rip(b, fip, &rip, &start) ? rip : fip;
+}
+
+static int software_attach(struct vcpu *v)
+{
+    static const struct dbt_hooks hooks = {on_page_flushed, on_tlb_flushed, on_code_written, on_code_traced, on_fip};
+    return dbt_create(v, &hooks);
+}
+
+static void software_detach(struct vcpu *v)
+{
+    dbt_destroy(v);
+}
+
+const struct engine_ops engine_software = {
+    .name = "software",
+    .attach = software_attach,
+    .run = software_run,
+    .kick = software_kick,
+    .detach = software_detach,
+};

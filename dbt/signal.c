@@ -1,0 +1,172 @@
+// Host signals of the vCPU's thread: faults of guest instructions, kicks, and single steps to an instruction boundary.
+//
+// A kick finds the thread in one of four places. In C or on the way into it: requests are looked at before translated
+// code goes on, nothing to do. In the tail that loads the guest's registers: all state is still in memory, so the tail
+// is abandoned for the service stub. At the first host instruction of a guest instruction: state is taken from the
+// signal frame. Elsewhere: the host's TF walks, a few instructions, to such a place. So no block needs a test.
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include "dbt/dbt.h"
+
+#define RAS_SIZE 65536
+#define ALT_SIZE (128 * 1024)
+#define HOST_TF  0x100
+
+static _Thread_local struct dbt *current; // signal handlers have no argument of ours
+
+static const int greg_of_host[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                     REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+static bool in_blocks(const struct dbt *d, uint64_t rip)
+{
+    return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_used;
+}
+
+static void take_state(struct dbt *d, const greg_t *r, uint64_t rip)
+{
+    struct cpu_state *s = &d->v->s;
+    for (unsigned g = 0; g < 16; g++)
+        if (host_of_guest[g] != HOMED)
+            s->gpr[g] = (uint64_t)r[greg_of_host[host_of_guest[g]]];
+    s->rflags = (s->rflags & ~(uint64_t)FL_ARITH) | ((uint64_t)r[REG_EFL] & FL_ARITH);
+    s->rip = rip;
+    d->ras_sp = (uint64_t)r[REG_RSP];
+}
+
+static void stop_or_step(struct dbt *d, greg_t *r)
+{
+    uint64_t at = (uint64_t)r[REG_RIP], rip;
+    bool start;
+    if (at >= d->tail_begin && at < d->tail_end) {
+        r[REG_RIP] = (greg_t)d->stub_service;
+    } else if (in_blocks(d, at)) {
+        struct block *b = cache_block_at(d, at);
+        if (!b || !cache_guest_rip(b, at, &rip, &start) || !start) {
+            r[REG_EFL] |= HOST_TF;
+            d->stepping = 1;
+            d->n.kick_steps++;
+            return;
+        }
+        take_state(d, r, rip);
+        r[REG_RIP] = (greg_t)d->stub_service;
+    } else if (at >= d->stubs_begin && at < d->stubs_end) {
+        r[REG_EFL] |= HOST_TF;
+        d->stepping = 1;
+        d->n.kick_steps++;
+        return;
+    }
+    r[REG_EFL] &= ~HOST_TF;
+    d->stepping = 0;
+}
+
+static void on_kick(int sig, siginfo_t *info, void *context)
+{
+    (void)sig;
+    struct dbt *d = current;
+    if (!d)
+        return;
+    if (info->si_code == SI_TIMER)
+        __atomic_or_fetch(&d->v->requests, REQ_TIMER, __ATOMIC_ACQ_REL);
+    uint32_t q = __atomic_load_n(&d->v->requests, __ATOMIC_ACQUIRE);
+    if (!q || (q == REQ_INTR && !d->v->s.iflag))
+        return;
+    d->n.kicks++;
+    stop_or_step(d, ((ucontext_t *)context)->uc_mcontext.gregs);
+}
+
+static void die(struct dbt *d, int sig, const siginfo_t *info, const greg_t *r)
+{
+    char line[256];
+    int n = snprintf(line, sizeof line, "gnomon: internal error: signal %d at %#llx, address %p, guest rip %#llx, block code %d\n",
+                     sig, (unsigned long long)r[REG_RIP], info->si_addr, d ? (unsigned long long)d->v->s.rip : 0ull,
+                     d ? in_blocks(d, (uint64_t)r[REG_RIP]) : 0);
+    if (write(2, line, (size_t)n) < 0)
+        _exit(4);
+    signal(sig, SIG_DFL);
+    raise(sig);
+}
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+    greg_t *r = ((ucontext_t *)context)->uc_mcontext.gregs;
+    struct dbt *d = current;
+    if (d && sig == SIGTRAP && (d->stepping || r[REG_EFL] & HOST_TF)) {
+        stop_or_step(d, r);
+        return;
+    }
+    uint64_t at = (uint64_t)r[REG_RIP], rip, address = (uint64_t)info->si_addr;
+    bool start;
+    struct block *b = d && in_blocks(d, at) ? cache_block_at(d, at) : NULL;
+    if (!b || !cache_guest_rip(b, at, &rip, &start)) {
+        die(d, sig, info, r);
+        return;
+    }
+    switch (r[REG_TRAPNO]) {
+    case EXC_DE:
+    case EXC_UD:
+    case EXC_MF:
+    case EXC_XM:
+    case EXC_GP: break;
+    case EXC_PF:
+        if (address >= d->ras_base + 16 - RAS_SIZE - PAGE_SIZE && address < d->ras_base) {
+            r[REG_RSP] = (greg_t)d->ras_base; // the return stack is full: forget all predictions
+            return;
+        }
+        // fall through
+    default: die(d, sig, info, r); return;
+    }
+    take_state(d, r, rip);
+    d->fault_vector = (unsigned)r[REG_TRAPNO];
+    r[REG_RIP] = (greg_t)d->stub_fault;
+    r[REG_EFL] &= ~HOST_TF;
+    d->stepping = 0;
+}
+
+int signal_attach(struct dbt *d)
+{
+    uint8_t *ras = mmap(NULL, RAS_SIZE + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *alt = mmap(NULL, ALT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (ras == MAP_FAILED || alt == MAP_FAILED)
+        return -ENOMEM;
+    mprotect(ras, PAGE_SIZE, PROT_NONE);
+    d->ras_base = (uint64_t)ras + RAS_SIZE + PAGE_SIZE - 16;
+    *(uint64_t *)d->ras_base = d->stub_ret_empty;
+    d->alt_stack = alt;
+    ras_reset(d);
+    stack_t st = {.ss_sp = alt, .ss_size = ALT_SIZE};
+    if (sigaltstack(&st, NULL) < 0)
+        return -errno;
+    current = d;
+    d->tid = (int)syscall(SYS_gettid);
+    struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigfillset(&sa.sa_mask);
+    sigdelset(&sa.sa_mask, SIGINT);
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    for (unsigned i = 0; i < sizeof faults / sizeof faults[0]; i++)
+        sigaction(faults[i], &sa, NULL);
+    sa.sa_sigaction = on_kick;
+    sa.sa_flags |= SA_RESTART;
+    sigaction(SIGRTMIN, &sa, NULL);
+    return 0;
+}
+
+void signal_detach(struct dbt *d)
+{
+    stack_t st = {.ss_flags = SS_DISABLE};
+    sigaltstack(&st, NULL);
+    munmap(d->alt_stack, ALT_SIZE);
+    munmap((void *)(d->ras_base + 16 - RAS_SIZE - PAGE_SIZE), RAS_SIZE + PAGE_SIZE);
+    current = NULL;
+}
+
+void signal_kick(struct dbt *d)
+{
+    if (d->tid != (int)syscall(SYS_gettid))
+        syscall(SYS_tgkill, getpid(), d->tid, SIGRTMIN);
+}

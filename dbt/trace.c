@@ -1,0 +1,84 @@
+// --trace code: each block as it is made, guest and host instructions side by side. Capstone disassembles, so that
+// the decoder under test is not the one that explains it.
+#include <capstone/capstone.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include "dbt/dbt.h"
+
+static void print_code(FILE *out, const char *what, cs_mode mode, const uint8_t *p, size_t n, uint64_t address)
+{
+    csh handle;
+    cs_insn *insn;
+    if (cs_open(CS_ARCH_X86, mode, &handle) != CS_ERR_OK)
+        return;
+    cs_option(handle, CS_OPT_SKIPDATA, CS_OPT_ON);
+    size_t count = cs_disasm(handle, p, n, address, 0, &insn);
+    for (size_t i = 0; i < count; i++)
+        fprintf(out, "  %s %012" PRIx64 "  %-8s %s\n", what, insn[i].address, insn[i].mnemonic, insn[i].op_str);
+    if (count)
+        cs_free(insn, count);
+    cs_close(&handle);
+}
+
+static cs_mode guest_mode(uint32_t key)
+{
+    return (key & KEY_CODE_MASK) == KEY_CODE64 ? CS_MODE_64 : key & KEY_CODE32 ? CS_MODE_32 : CS_MODE_16;
+}
+
+void trace_print_block(FILE *out, struct dbt *d, const struct block *b)
+{
+    fprintf(out, "block rip %" PRIx64 " gpa %" PRIx64 " key %06x: %u instructions, %u bytes -> %u bytes\n", b->rip, b->gpa, b->key,
+            b->insn_count, b->guest_len, b->code_len);
+    for (unsigned i = 0; i < b->map_count; i++) {
+        unsigned guest = b->map[i].guest, host = b->map[i].host;
+        unsigned guest_end = i + 1 < b->map_count ? b->map[i + 1].guest : b->guest_len;
+        unsigned host_end = i + 1 < b->map_count ? b->map[i + 1].host : b->code_len;
+        uint8_t bytes[16] = {0};
+        if (guest_end - guest <= 16 && mem_read(d->v->mem, b->gpa + guest, bytes, guest_end - guest))
+            print_code(out, "guest", guest_mode(b->key), bytes, guest_end - guest, b->rip + guest);
+        print_code(out, "   tc", CS_MODE_64, (const uint8_t *)(uint64_t)b->code + host, host_end - host, b->code + host);
+    }
+    fflush(out);
+}
+
+static void on_block(void *opaque, struct dbt *d, const struct block *b) { trace_print_block(opaque, d, b); }
+
+void engine_software_trace_code(struct vcpu *v, FILE *out)
+{
+    struct dbt *d = v->engine;
+    d->trace_block = out ? on_block : NULL;
+    d->trace_opaque = out;
+}
+
+void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque)
+{
+    const struct dbt *d = v->engine;
+    const struct dbt_counters *n = &d->n;
+    const struct {
+        const char *name;
+        uint64_t value;
+    } rows[] = {
+        {"blocks_translated", n->blocks}, {"guest_instructions_translated", n->guest_insns}, {"guest_bytes_translated", n->guest_bytes},
+        {"host_bytes_emitted", n->host_bytes}, {"translation_cycles", n->translate_cycles},
+        {"cycles_per_instruction_translated", n->guest_insns ? n->translate_cycles / n->guest_insns : 0},
+        {"chains_made", n->chains}, {"dispatches", n->dispatches}, {"sensitive_instructions", n->sensitive}, {"string_instructions", n->strings},
+        {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_steps", n->kick_steps},
+        {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses},
+        {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_flushes", n->flushes},
+        {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
+    };
+    for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        emit(opaque, rows[i].name, rows[i].value);
+    for (unsigned i = 0; i < OP_COUNT; i++)
+        if (n->op_count[i]) {
+            char name[64];
+            snprintf(name, sizeof name, "helper_%s", insn_names[i]);
+            emit(opaque, name, n->op_count[i]);
+        }
+}
+
+void engine_software_exact_flags(struct vcpu *v, bool exact)
+{
+    struct dbt *d = v->engine;
+    d->exact_flags = exact;
+}

@@ -1,0 +1,271 @@
+// The translator's driver: fetch and decode a basic block, find which flags are live where, emit, register.
+//
+// A block ends at a control transfer, a sensitive instruction, the page's end, or MAX_INSNS. An instruction that
+// crosses a page boundary is a block of its own, left through the dispatcher, because two mappings decide about it.
+// Liveness looks a few instructions past direct exits within the page; the bytes it looked at belong to the block's
+// ranges, so that a write to them discards the block.
+#include "dbt/internal.h"
+
+#define PEEK_INSNS 6
+
+struct window { // the bytes of the page(s) being translated
+    uint64_t la;   // of byte 0
+    uint64_t gpa;
+    const uint8_t *p;
+    unsigned len;
+    uint8_t joined[32]; // an instruction crossing into the next page
+};
+
+static unsigned mode_index(const struct translation *t) { return t->code_size == 8 ? 2 : t->code_size == 4 ? 1 : 0; }
+
+static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
+{
+    ZydisDecoderContext ctx;
+    ZydisDecoder *dec = &t->decoder[mode_index(t)];
+    if (len > 15)
+        len = 15;
+    ZyanStatus st = ZydisDecoderDecodeInstruction(dec, &ctx, p, len, &g->z);
+    g->rip = rip;
+    if (st == ZYDIS_STATUS_NO_MORE_DATA && len < 15)
+        return false;
+    if (ZYAN_FAILED(st) || ZYAN_FAILED(ZydisDecoderDecodeOperands(dec, &ctx, &g->z, g->op, g->z.operand_count))) {
+        memset(&g->z, 0, sizeof g->z);
+        g->z.length = 1;
+        g->z.machine_mode = dec->machine_mode;
+        g->z.operand_width = 32;
+        g->z.address_width = 32;
+        g->cls = CLASS_SENSITIVE;
+        g->sens = st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || st == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD;
+        return true;
+    }
+    memcpy(g->bytes, p, g->z.length);
+    classify(t, g);
+    return true;
+}
+
+static bool ends_block(const struct translation *t, const struct ginsn *g)
+{
+    if (t->key & KEY_ONE || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
+        return true;
+    if (g->cls != CLASS_CONTROL)
+        return false;
+    switch (g->z.meta.category) {
+    case ZYDIS_CATEGORY_COND_BR:
+    case ZYDIS_CATEGORY_UNCOND_BR:
+    case ZYDIS_CATEGORY_CALL:
+    case ZYDIS_CATEGORY_RET: return true;
+    default: return false;
+    }
+}
+
+// Flags that the code at `rip` may read before writing them, looking only into the block's own page.
+static uint32_t peek_live(struct translation *t, const struct window *w, uint64_t rip)
+{
+    struct block *b = t->b;
+    uint64_t off = rip + b->cs_base - w->la;
+    uint32_t unknown = FL_ARITH, live = 0;
+    if (off >= w->len || b->range_count == sizeof b->range / sizeof b->range[0] || t->key & KEY_ONE)
+        return FL_ARITH;
+    uint64_t start = off;
+    for (unsigned i = 0; i < PEEK_INSNS && unknown; i++) {
+        if (off >= w->len || !decode(t, &t->peek, w->p + off, w->len - (unsigned)off, rip))
+            break;
+        live |= flags_read(&t->peek) & unknown;
+        unknown &= ~flags_killed(&t->peek) & ~live;
+        off += t->peek.z.length;
+        rip += t->peek.z.length;
+        if (ends_block(t, &t->peek))
+            break;
+    }
+    b->range[b->range_count++] = (struct range){w->gpa + start, (uint32_t)(off - start)};
+    return live | unknown;
+}
+
+static uint32_t live_at_end(struct translation *t, const struct window *w)
+{
+    struct ginsn *g = &t->insn[t->count - 1];
+    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    if (g->cls == CLASS_CONTROL && g->z.opcode != 0xff) {
+        switch (g->z.meta.category) {
+        case ZYDIS_CATEGORY_COND_BR: {
+            uint32_t l = peek_live(t, w, next);
+            return l == FL_ARITH ? l : l | peek_live(t, w, branch_target(t, g));
+        }
+        case ZYDIS_CATEGORY_UNCOND_BR:
+        case ZYDIS_CATEGORY_CALL: return peek_live(t, w, branch_target(t, g));
+        case ZYDIS_CATEGORY_RET: return FL_ARITH;
+        default: break;
+        }
+    }
+    if (ends_block(t, g))
+        return FL_ARITH;
+    return peek_live(t, w, next);
+}
+
+static void liveness(struct translation *t, const struct window *w)
+{
+    uint32_t live = live_at_end(t, w);
+    if (t->key & KEY_ONE)
+        live = FL_ARITH;
+    for (unsigned i = t->count; i-- > 0;) {
+        struct ginsn *g = &t->insn[i];
+        g->live_after = live;
+        live = t->d->exact_flags ? FL_ARITH : (live & ~flags_killed(g)) | flags_read(g);
+        g->live = live;
+    }
+}
+
+static void emit_insn(struct translation *t, struct ginsn *g)
+{
+    switch (g->cls) {
+    case CLASS_PLAIN:
+        if (g->z.mnemonic == ZYDIS_MNEMONIC_CLD || g->z.mnemonic == ZYDIS_MNEMONIC_STD)
+            a_store_imm8_abs(&t->a, STATE(t, dflag), g->z.mnemonic == ZYDIS_MNEMONIC_STD);
+        else
+            emit_plain(t, g);
+        break;
+    case CLASS_CONTROL: emit_control(t, g); break;
+    case CLASS_NOTHING: emit_nothing(t, g); break;
+    case CLASS_INLINE: emit_inline(t, g, g == &t->insn[t->count - 1]); break;
+    default: emit_site(t, g); break;
+    }
+}
+
+static int emit_block(struct translation *t)
+{
+    struct dbt *d = t->d;
+    struct block *b = t->b;
+    t->a = (struct asm_buf){.p = d->rw + d->cache_used, .end = d->rw + d->cache_size,
+                            .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
+    t->cold_count = 0;
+    t->committed = t->ended = false;
+    uint8_t *start = t->a.p;
+    b->code = (uint32_t)asm_here(&t->a);
+    for (unsigned i = 0; i < t->count; i++) {
+        struct ginsn *g = &t->insn[i];
+        bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
+        t->map[i] = (struct map_entry){(uint32_t)(t->a.p - start), (uint16_t)(g->rip - b->rip), shadow};
+        emit_insn(t, g);
+        if (t->a.overflow)
+            return -1;
+    }
+    if (!t->ended) {
+        struct ginsn *last = &t->insn[t->count - 1];
+        emit_exit_to(t, last->rip + last->z.length);
+    }
+    mem_cold(t);
+    if (t->a.overflow)
+        return -1;
+    b->code_len = (uint32_t)(t->a.p - start);
+    b->map_count = b->insn_count = (uint16_t)t->count;
+    b->map = arena_alloc(d, sizeof b->map[0] * t->count);
+    if (!b->map)
+        return -1;
+    memcpy(b->map, t->map, sizeof b->map[0] * t->count);
+    d->cache_used += (b->code_len + 15u) & ~15u;
+    return 0;
+}
+
+static void open_window(struct dbt *d, struct window *w, uint64_t la)
+{
+    struct code_page page = mode_fetch(d, la);
+    struct mem_slot slot = mem_find(d->v->mem, page.gpa);
+    w->la = la & ~(PAGE_SIZE - 1);
+    w->gpa = page.gpa & ~(PAGE_SIZE - 1);
+    w->len = PAGE_SIZE;
+    w->p = slot.kind == MEM_RAM || slot.kind == MEM_ROM ? slot.host - (page.gpa & (PAGE_SIZE - 1)) : NULL;
+}
+
+static void decode_block(struct translation *t, struct window *w)
+{
+    struct dbt *d = t->d;
+    struct block *b = t->b;
+    static const uint8_t ones[16] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    uint64_t rip = b->rip;
+    t->count = 0;
+    while (t->count < MAX_INSNS) {
+        uint64_t off = rip + b->cs_base - w->la;
+        if (t->code_size != 8)
+            off = (uint32_t)(rip + b->cs_base) - w->la;
+        struct ginsn *g = &t->insn[t->count];
+        if (off >= w->len)
+            break;
+        if (!w->p) { // code in nothing or in a device: all ones
+            decode(t, g, ones, 16, rip);
+        } else if (!decode(t, g, w->p + off, w->len - (unsigned)off, rip)) {
+            if (t->count)
+                break;
+            // crosses into the next page: translate it alone
+            unsigned head = w->len - (unsigned)off;
+            struct window next;
+            memcpy(w->joined, w->p + off, head);
+            open_window(d, &next, w->la + PAGE_SIZE); // a fault here is the instruction's own
+            memcpy(w->joined + head, next.p ? next.p : ones, 15 - head < 16 ? 15 - head : 15);
+            decode(t, g, w->joined, 15, rip);
+            t->count = 1;
+            t->key |= KEY_ONE;
+            b->range[0] = (struct range){w->gpa + off, head};
+            b->range[1] = (struct range){next.gpa, g->z.length > head ? g->z.length - head : 0};
+            b->range_count = 2;
+            b->straddles = 1;
+            b->guest_len = g->z.length;
+            return;
+        }
+        // beyond the segment's limit: #GP(0) when it gets there
+        if (t->code_size != 8 && !(t->key & KEY_FLAT_CS) && rip + g->z.length - 1 > b->cs_limit) {
+            if (t->count)
+                break;
+            g->cls = CLASS_SENSITIVE;
+            g->sens = OP_GP0;
+        }
+        t->count++;
+        rip = (rip + g->z.length) & t->rip_mask;
+        if (ends_block(t, g))
+            break;
+    }
+    uint32_t len = 0;
+    for (unsigned i = 0; i < t->count; i++)
+        len += t->insn[i].z.length;
+    b->guest_len = (uint16_t)len;
+    b->range[0] = (struct range){w->gpa + (b->rip + b->cs_base - w->la), len};
+    b->range_count = 1;
+}
+
+struct block *translate(struct dbt *d, uint32_t key)
+{
+    struct vcpu *v = d->v;
+    struct translation *t = d->tr;
+    uint64_t begin = __builtin_ia32_rdtsc();
+    struct window w;
+    uint64_t cs_base = (key & KEY_CODE_MASK) == KEY_CODE64 ? 0 : v->s.seg[SEG_CS].base;
+    open_window(d, &w, (key & KEY_CODE_MASK) == KEY_CODE64 ? v->s.rip : (uint32_t)(v->s.rip + cs_base));
+    for (int attempt = 0; attempt < 3; attempt++) {
+        struct block *b = arena_alloc(d, sizeof *b);
+        if (b) {
+            struct code_page page = mode_fetch(d, w.la);
+            *b = (struct block){.rip = v->s.rip, .key = key, .cs_base = cs_base, .cs_limit = v->s.seg[SEG_CS].limit,
+                                .global = page.global};
+            b->gpa = w.gpa | ((v->s.rip + cs_base) & (PAGE_SIZE - 1));
+            t->d = d;
+            t->b = b;
+            t->key = key;
+            t->code_size = (key & KEY_CODE_MASK) == KEY_CODE64 ? 8 : key & KEY_CODE32 ? 4 : 2;
+            t->rip_mask = t->code_size == 8 ? ~0ull : 0xffffffffull;
+            decode_block(t, &w);
+            if (t->count)
+                liveness(t, &w);
+            if (t->count && emit_block(t) == 0 && cache_insert(d, b) == 0) {
+                d->n.blocks++;
+                d->n.guest_insns += b->insn_count;
+                d->n.guest_bytes += b->guest_len;
+                d->n.host_bytes += b->code_len;
+                d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
+                if (d->trace_block)
+                    d->trace_block(d->trace_opaque, d, b);
+                return b;
+            }
+        }
+        cache_flush(d);
+    }
+    __builtin_trap(); // a block of one instruction always fits an empty cache
+}

@@ -1,0 +1,7 @@
+// The subcommands of gnomon, each with the arguments after its name. They return the exit status.
+#pragma once
+
+int run_command(int argc, char *const argv[]);
+int info_command(int argc, char *const argv[]);
+// One line on standard error: "gnomon: " and the text.
+void print_error(const char *text);

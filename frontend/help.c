@@ -1,0 +1,143 @@
+#include "frontend/help.h"
+
+#include <string.h>
+
+#include "frontend/options.h"
+
+void help_short(FILE *f)
+{
+    fputs("gnomon runs x86 PCs in software, without VT-x or SVM.\n"
+          "\n"
+          "Type this first, in the source tree, for the shell of a Debian kernel:\n"
+          "  ./try\n"
+          "With a kernel of yours:\n"
+          "  gnomon run --kernel bzImage --initrd initramfs.cpio --append console=ttyS0\n"
+          "\n"
+          "In the machine, Ctrl-A x ends it and Ctrl-A h lists the keys.\n"
+          "  gnomon help        what there is help about\n"
+          "  gnomon help run    every option\n",
+          f);
+}
+
+static void topic_run(FILE *f)
+{
+    fputs("gnomon run [MACHINE.ini] [OPTION]...\n\n", f);
+    for (size_t i = 0; i < run_option_count; i++) {
+        const struct option_info *o = &run_option_table[i];
+        char form[80];
+        snprintf(form, sizeof form, o->optional ? "--%s[=%s]" : "--%s %s", o->name, o->argument);
+        if (strlen(form) > 30)
+            fprintf(f, "  %s\n  %-30s %s\n", form, "", o->help);
+        else
+            fprintf(f, "  %-30s %s\n", form, o->help);
+    }
+    fputs("\nOptions may stand in a machine file too: gnomon help machine-file\n", f);
+}
+
+static void topic_info(FILE *f)
+{
+    fputs("gnomon info\n\nShows the version, the host's processor, and what gnomon can use of it.\n", f);
+}
+
+static void topic_machine_file(FILE *f)
+{
+    fputs("A machine file holds the options of gnomon run, one a line, without the dashes:\n"
+          "\n"
+          "  # a machine of mine\n"
+          "  [machine]\n"
+          "  kernel = vmlinuz\n"
+          "  initrd = initramfs.cpio\n"
+          "  append = console=ttyS0 panic=-1\n"
+          "  memory = 1G\n"
+          "\n"
+          "Values are taken as they stand, without quotes. Repeatable options take one line a value. Paths are\n"
+          "relative to the file. What the command line says goes first:\n"
+          "  gnomon run machine.ini --memory 2G\n",
+          f);
+}
+
+static void topic_keys(FILE *f)
+{
+    fputs("On a terminal, while a serial port is on stdio:\n"
+          "  Ctrl-A x       end the machine\n"
+          "  Ctrl-A s       print statistics\n"
+          "  Ctrl-A Ctrl-A  send Ctrl-A to the guest\n"
+          "  Ctrl-A h       list the keys\n",
+          f);
+}
+
+static void topic_exit(FILE *f)
+{
+    fputs("Exit statuses of gnomon run:\n"
+          "   0  the guest powered itself off\n"
+          "   2  usage: a wrong option, machine file or value\n"
+          "   4  the host refused something, or gnomon failed\n"
+          "   6  the guest crashed: triple fault or panic\n"
+          "   8  killed: Ctrl-A x, or a signal to end\n"
+          "  10  timed out: --timeout\n"
+          "  12  the guest rebooted: --on-reboot exit\n"
+          "  odd: (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n",
+          f);
+}
+
+static void topic_trace(FILE *f)
+{
+    fputs("gnomon run --trace CATEGORIES[,file=PATH]\n"
+          "\n"
+          "  code  translated blocks: guest and host code side by side\n"
+          "  exc   exceptions and interrupts delivered\n"
+          "  mmu   page faults, flushes, invalidations\n"
+          "  io    ports and memory-mapped registers\n"
+          "  cpu   mode switches and unknown MSRs\n"
+          "  all   all of them\n"
+          "Categories are joined by commas: --trace exc,io,file=trace.log\n",
+          f);
+}
+
+static void topic_cpu(FILE *f)
+{
+    fputs("gnomon run --cpu MODEL[,+FEATURE][,-FEATURE]\n"
+          "\n"
+          "  v2 v3 v4     the x86-64 microarchitecture levels, where the host has them\n"
+          "  host         all the host has and gnomon can carry\n"
+          "  486 pentium pentium2   old processors, for old systems\n"
+          "Features have the names of /proc/cpuinfo. Without the option: v3, or the level the host has.\n",
+          f);
+}
+
+static const struct {
+    const char *name, *help;
+    void (*print)(FILE *f);
+} topics[] = {
+    {"run", "run a machine: every option", topic_run},
+    {"machine-file", "options in a file", topic_machine_file},
+    {"keys", "keys on the terminal", topic_keys},
+    {"exit", "exit statuses", topic_exit},
+    {"cpu", "processor models", topic_cpu},
+    {"trace", "what can be logged", topic_trace},
+    {"info", "what the host offers", topic_info},
+};
+
+void help_topics(FILE *f)
+{
+    fputs("gnomon run [MACHINE.ini] [OPTION]...   run a machine\n"
+          "gnomon info                            what the host offers\n"
+          "gnomon help [TOPIC]                    help\n"
+          "gnomon --version                       the version\n"
+          "\nTopics:\n",
+          f);
+    for (size_t i = 0; i < sizeof topics / sizeof *topics; i++)
+        fprintf(f, "  %-14s %s\n", topics[i].name, topics[i].help);
+    fputs("The manual: man gnomon\n", f);
+}
+
+bool help_topic(FILE *f, const char *topic)
+{
+    for (size_t i = 0; i < sizeof topics / sizeof *topics; i++) {
+        if (!strcmp(topics[i].name, topic)) {
+            topics[i].print(f);
+            return true;
+        }
+    }
+    return false;
+}

@@ -1,0 +1,65 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "frontend/commands.h"
+#include "frontend/exit.h"
+#include "frontend/help.h"
+
+static int help_command(int argc, char *const argv[])
+{
+    if (!argc) {
+        help_topics(stdout);
+        return 0;
+    }
+    if (argc > 1 || !help_topic(stdout, argv[0])) {
+        fprintf(stderr, "gnomon: no such topic: %s: gnomon help lists them\n", argv[argc - 1]);
+        return EXIT_USAGE;
+    }
+    return 0;
+}
+
+static int version_command(int argc, char *const argv[])
+{
+    (void)argc;
+    (void)argv;
+    puts("gnomon " GNOMON_VERSION);
+    return 0;
+}
+
+static const struct {
+    const char *name;
+    int (*main)(int argc, char *const argv[]);
+} commands[] = {
+    {"run", run_command},           {"info", info_command},  {"help", help_command},
+    {"version", version_command},   {"--help", help_command}, {"-h", help_command},
+    {"--version", version_command}, {"-V", version_command},
+};
+
+static int dispatch(int argc, char *const argv[])
+{
+    if (argc < 2) {
+        help_short(stdout);
+        return 0;
+    }
+    for (int i = 2; i < argc; i++) {
+        if (!strcmp(argv[1], "run") && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))) {
+            help_topic(stdout, "run");
+            return 0;
+        }
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].main(argc - 2, argv + 2);
+    fprintf(stderr, "gnomon: unknown command: %s: the first word is run, info or help\n", argv[1]);
+    return EXIT_USAGE;
+}
+
+int main(int argc, char *argv[])
+{
+    int status = dispatch(argc, argv);
+    if (fflush(stdout) == EOF && status == 0) {
+        print_error("can't write: standard output: free some space");
+        status = EXIT_HOST_ERROR;
+    }
+    return status;
+}

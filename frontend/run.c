@@ -1,0 +1,285 @@
+// `gnomon run`: from options to a machine, and from its outcome to an exit status.
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "devices/machine.h"
+#include "frontend/commands.h"
+#include "frontend/exit.h"
+#include "frontend/input.h"
+#include "frontend/stats.h"
+#include "frontend/terminal.h"
+#include "frontend/trace.h"
+
+_Static_assert(MAX_SERIALS == MACHINE_SERIALS && MAX_DISKS <= MACHINE_MAX_DISKS && MAX_INITRDS <= MACHINE_MAX_INITRDS,
+               "every machine the options describe can be made");
+
+struct run {
+    struct run_options options;
+    struct serial serials[MAX_SERIALS], debugcon;
+    struct trace trace;
+    struct input input;
+    struct machine *machine;
+    uint64_t started_ns;
+    atomic_bool ending; // machine_stop() was called
+};
+
+static uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static uint64_t timeval_ns(struct timeval t)
+{
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_usec * 1000;
+}
+
+static void put_engine_figure(void *sink, const char *name, uint64_t value)
+{
+    stats_count(sink, name, value);
+}
+
+static void list_stats(void *opaque, struct stats_sink *sink)
+{
+    struct run *r = opaque;
+    const struct machine_counters *n = machine_counters(r->machine);
+    struct rusage usage;
+    uint64_t wall_ns = clock_ns(CLOCK_MONOTONIC) - r->started_ns;
+    stats_ns(sink, "time.wall", wall_ns);
+    if (!getrusage(RUSAGE_SELF, &usage)) {
+        stats_ns(sink, "time.cpu_user", timeval_ns(usage.ru_utime));
+        stats_ns(sink, "time.cpu_system", timeval_ns(usage.ru_stime));
+        stats_bytes(sink, "memory.peak_resident", (uint64_t)usage.ru_maxrss << 10);
+    }
+    stats_ns(sink, "time.devices", n->device_ns);
+    stats_ns(sink, "time.idle", n->idle_ns);
+    stats_ratio(sink, "share.devices", n->device_ns, wall_ns);
+    stats_ratio(sink, "share.idle", n->idle_ns, wall_ns);
+    stats_count(sink, "exits.port", n->port_exits);
+    stats_count(sink, "exits.mmio", n->mmio_exits);
+    stats_count(sink, "core.port", n->core_ports);
+    stats_count(sink, "core.mmio", n->core_mmio);
+    stats_count(sink, "timer.runs", n->timer_runs);
+    stats_count(sink, "timer.rearms", n->timer_rearms);
+    stats_count(sink, "idle.entries", n->idles);
+    if (machine_vcpu(r->machine)->engine)
+        engine_software_stats(machine_vcpu(r->machine), put_engine_figure, sink);
+}
+
+static void print_stats(struct run *r)
+{
+    stats_print(stderr, r->options.stats == STATS_JSON, list_stats, r);
+}
+
+// ---- hooks of the machine, on the vCPU's thread
+
+static void on_crashed(void *opaque, struct vcpu *v, const char *why)
+{
+    (void)opaque;
+    crash_print(stderr, v, why);
+}
+
+static void on_trace_cpu(void *opaque, const char *what, uint64_t a, uint64_t b)
+{
+    struct run *r = opaque;
+    trace_cpu(&r->trace, what, a, b);
+}
+
+static void on_trace_io(void *opaque, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value)
+{
+    struct run *r = opaque;
+    trace_io(&r->trace, mmio, write, address, size, value);
+}
+
+static void call_stats(void *opaque, struct machine *m)
+{
+    (void)m;
+    print_stats(opaque);
+}
+
+static void call_trace_code(void *opaque, struct machine *m)
+{
+    struct run *r = opaque;
+    engine_software_trace_code(machine_vcpu(m), r->trace.f);
+}
+
+// ---- events of the input thread
+
+static size_t on_bytes(void *opaque, unsigned port, const uint8_t *data, size_t n)
+{
+    struct run *r = opaque;
+    return machine_serial_input(r->machine, port, data, n);
+}
+
+static void on_end(void *opaque, int status)
+{
+    struct run *r = opaque;
+    if (!atomic_exchange(&r->ending, true)) {
+        machine_stop(r->machine, status);
+        return;
+    }
+    // Asked again, or no answer for seconds: the vCPU's thread hangs, so end without it.
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        if (r->serials[i].kind == CHAR_UNIX)
+            serial_close(&r->serials[i], false);
+    terminal_leave();
+    _exit(status);
+}
+
+static void on_stats(void *opaque)
+{
+    struct run *r = opaque;
+    machine_call(r->machine, call_stats, r);
+}
+
+// ---- life of a run
+
+static bool uses_terminal(const struct run_options *o)
+{
+    if (!o->serial_count)
+        return true;
+    for (unsigned i = 0; i < o->serial_count; i++)
+        if (o->serials[i].kind == CHAR_STDIO)
+            return true;
+    return false;
+}
+
+static int open_back_ends(struct run *r, char *error)
+{
+    static const char *const names[MAX_SERIALS] = {"COM1", "COM2"};
+    struct run_options *o = &r->options;
+    unsigned i = 0;
+    int status = 0;
+    if (!o->serial_count)
+        o->serials[o->serial_count++].kind = CHAR_STDIO;
+    for (; i < MAX_SERIALS && !status; i++)
+        status = serial_open(&r->serials[i], &o->serials[i], names[i], error);
+    if (!status)
+        status = serial_open(&r->debugcon, &o->debugcon, "the debug console", error);
+    if (status)
+        for (unsigned j = 0; j + 1 < i; j++)
+            serial_close(&r->serials[j], true);
+    return status;
+}
+
+static void close_back_ends(struct run *r, bool failed)
+{
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        serial_close(&r->serials[i], failed);
+    serial_close(&r->debugcon, failed);
+}
+
+static struct machine *create(struct run *r, char *error, bool *usage)
+{
+    const struct run_options *o = &r->options;
+    struct machine_disk disks[MAX_DISKS];
+    for (unsigned i = 0; i < o->disk_count; i++)
+        disks[i] = (struct machine_disk){o->disks[i].path, o->disks[i].readonly, o->disks[i].snapshot};
+    struct machine_config config = {
+        .memory_bytes = o->memory_bytes,
+        .cpu = o->cpu,
+        .kernel = o->kernel,
+        .initrds = (const char *const *)o->initrds,
+        .initrd_count = o->initrd_count,
+        .append = o->append,
+        .bios = o->bios,
+        .disks = disks,
+        .disk_count = o->disk_count,
+        .on_crash = (enum machine_on_crash)o->on_crash,
+        .reset_exits = o->on_reboot == ON_REBOOT_EXIT,
+        .crashed = on_crashed,
+        .trace_cpu = o->trace & LOG_CPU ? on_trace_cpu : NULL,
+        .trace_io = o->trace & LOG_IO ? on_trace_io : NULL,
+        .opaque = r,
+    };
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        if (r->serials[i].kind != CHAR_NONE)
+            config.serial[i] = serial_char_out(&r->serials[i]);
+    if (r->debugcon.kind != CHAR_NONE)
+        config.debugcon = serial_char_out(&r->debugcon);
+    return machine_create(&config, error, ERROR_SIZE, usage);
+}
+
+static int status_of(const struct machine_outcome *outcome, const char *error)
+{
+    switch (outcome->end) {
+    case MACHINE_END_POWERED_OFF: return EXIT_POWERED_OFF;
+    case MACHINE_END_REBOOTED: return EXIT_REBOOTED;
+    case MACHINE_END_GUEST_EXIT: return outcome->value & 0xff;
+    case MACHINE_END_CRASHED: return EXIT_GUEST_CRASHED;
+    case MACHINE_END_STOPPED: return outcome->value;
+    case MACHINE_END_HOST_ERROR: break;
+    }
+    print_error(error);
+    return EXIT_HOST_ERROR;
+}
+
+static int run_machine(struct run *r, char *error)
+{
+    const struct input_events events = {on_bytes, on_end, on_stats, r};
+    bool usage = false;
+    if (open_back_ends(r, error)) {
+        print_error(error);
+        return EXIT_HOST_ERROR;
+    }
+    int status = EXIT_HOST_ERROR;
+    bool failed = true; // nothing ran
+    if (trace_open(&r->trace, &r->options, error)) {
+        print_error(error);
+        goto close;
+    }
+    r->machine = create(r, error, &usage);
+    if (!r->machine) {
+        print_error(error);
+        status = usage ? EXIT_USAGE : EXIT_HOST_ERROR;
+        goto close;
+    }
+    int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
+    if (e) {
+        fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n", strerror(-e));
+        goto destroy;
+    }
+    failed = false;
+    if (r->options.trace & LOG_CODE)
+        machine_call(r->machine, call_trace_code, r);
+    r->started_ns = clock_ns(CLOCK_MONOTONIC);
+    struct machine_outcome outcome = machine_run(r->machine, error, ERROR_SIZE);
+    input_stop(&r->input);
+    status = status_of(&outcome, error);
+    if (r->options.stats != STATS_OFF)
+        print_stats(r);
+destroy:
+    machine_destroy(r->machine);
+close:
+    trace_close(&r->trace);
+    close_back_ends(r, failed);
+    return status;
+}
+
+int run_command(int argc, char *const argv[])
+{
+    char error[ERROR_SIZE] = "";
+    static const struct run empty; // a struct run is some kilobytes of zeros
+    struct run r = empty;
+    int status = EXIT_USAGE;
+    run_options_init(&r.options);
+    if (!run_options_parse(&r.options, argc, argv, error) || !run_options_check(&r.options, error)) {
+        print_error(error);
+    } else {
+        if (uses_terminal(&r.options) && !terminal_supervise()) {
+            print_error("can't make a process: the terminal's watcher: end some programs and try again");
+            status = EXIT_HOST_ERROR;
+        } else {
+            input_block_signals();
+            status = run_machine(&r, error);
+            terminal_leave();
+        }
+    }
+    run_options_free(&r.options);
+    return status;
+}

@@ -1,0 +1,19 @@
+// --trace: where lines go, and the hooks of the machine that write them.
+#pragma once
+#include <stdio.h>
+
+#include "devices/machine.h"
+#include "frontend/options.h"
+
+struct trace {
+    FILE *f;             // null: nothing is traced
+    unsigned categories; // LOG_*
+};
+// Returns 0 or -errno with a line in error.
+int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SIZE]);
+void trace_close(struct trace *t);
+void trace_cpu(struct trace *t, const char *what, uint64_t a, uint64_t b);
+void trace_io(struct trace *t, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value);
+
+// What is printed when the guest crashed (frontend/crash.c): registers, control state, the code around RIP.
+void crash_print(FILE *f, struct vcpu *v, const char *why);
