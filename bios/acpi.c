@@ -212,30 +212,32 @@ static bool add_hpet(struct acpi_tables *t, uint32_t *offset)
     return true;
 }
 
-static uint8_t *aml_name(uint8_t *p, const char *name, uint64_t value) // 20.2.5.1 DefName
+// Sets an integer of the DSDT that the ASL declares with a placeholder of 32 bits: NameOp, name, DWordPrefix, value
+// (20.2.5.1, 20.2.3).
+static bool set_aml_name(uint8_t *aml, size_t size, const char *name, uint64_t value)
 {
-    *p++ = 0x08;
-    memcpy(p, name, 4);
-    p[4] = 0x0e; // QWordConst
-    put(p + 5, value, 8);
-    return p + 13;
+    for (size_t at = HEADER_SIZE; at + 10 <= size; at++) {
+        if (aml[at] == 0x08 && !memcmp(aml + at + 1, name, 4) && aml[at + 5] == 0x0c) {
+            put(aml + at + 6, value, 4);
+            return true;
+        }
+    }
+    return false;
 }
 
-static bool add_ssdt(struct acpi_tables *t, const struct acpi_config *config, uint32_t *offset)
+static bool add_dsdt(struct acpi_tables *t, const struct acpi_config *config, uint32_t *offset)
 {
     struct pci_window w32 = acpi_pci_window32(config), w64 = acpi_pci_window64(config);
-    uint32_t size = HEADER_SIZE + 4 * 14;
-    uint8_t *p = reserve(t, size, 16, offset);
+    uint8_t *p = reserve(t, sizeof dsdt_aml, 16, offset);
 
     if (!p)
         return false;
-    header(p, "SSDT", size, 2);
-    p = aml_name(p + HEADER_SIZE, "P32B", w32.base);
-    p = aml_name(p, "P32E", w32.limit);
-    p = aml_name(p, "P64B", w64.base);
-    aml_name(p, "P64E", w64.limit);
-    fix_checksum(t, *offset, size);
-    return true;
+    memcpy(p, dsdt_aml, sizeof dsdt_aml);
+    fix_checksum(t, *offset, sizeof dsdt_aml);
+    uint64_t size64 = w64.limit + 1 - w64.base; // both ends are multiples of 1 GiB
+    return set_aml_name(p, sizeof dsdt_aml, "P32B", w32.base) && set_aml_name(p, sizeof dsdt_aml, "P32E", w32.limit) &&
+           set_aml_name(p, sizeof dsdt_aml, "P64B", size64 ? w64.base >> 20 : 0) &&
+           set_aml_name(p, sizeof dsdt_aml, "P64N", size64 >> 20);
 }
 
 static bool add_root(struct acpi_tables *t, const char *signature, unsigned pointer_size, const uint32_t *tables,
@@ -255,7 +257,7 @@ static bool add_root(struct acpi_tables *t, const char *signature, unsigned poin
 
 int acpi_build(struct acpi_tables *t, const struct acpi_config *config)
 {
-    uint32_t facs, dsdt, tables[4];
+    uint32_t facs, dsdt, tables[3];
     unsigned count = 0;
     uint8_t *p;
 
@@ -269,14 +271,9 @@ int acpi_build(struct acpi_tables *t, const struct acpi_config *config)
     memcpy(p, "FACS", 4);
     put(p + 4, 64, 4);
     p[32] = 1; // version
-    p = reserve(t, sizeof dsdt_aml, 16, &dsdt);
-    if (!p)
-        goto fail;
-    memcpy(p, dsdt_aml, sizeof dsdt_aml);
-    fix_checksum(t, dsdt, sizeof dsdt_aml);
-    if (!add_fadt(t, facs, dsdt, &tables[count++]) ||
+    if (!add_dsdt(t, config, &dsdt) || !add_fadt(t, facs, dsdt, &tables[count++]) ||
         (config->apic && !add_madt(t, config, &tables[count++])) || !add_hpet(t, &tables[count++]) ||
-        !add_ssdt(t, config, &tables[count++]) || !add_root(t, "RSDT", 4, tables, count, &t->rsdt) ||
+        !add_root(t, "RSDT", 4, tables, count, &t->rsdt) ||
         !add_root(t, "XSDT", 8, tables, count, &t->xsdt))
         goto fail;
 

@@ -104,6 +104,9 @@ int bzimage_prepare(struct loader *l, char *error, size_t error_size)
     uint64_t address, need;
     int result;
 
+    if (im->size < 2 * SECTOR)
+        return loader_error(error, error_size, -EINVAL, "kernel: %s: truncated: %llu bytes: fetch it again", im->name,
+                            (unsigned long long)im->size);
     if (!image_read(im, 0, l->setup, (size_t)head))
         return loader_error(error, error_size, -EIO, "kernel: %s: can't be read", im->name);
     l->version = get16(l->setup + HDR_VERSION);

@@ -1,9 +1,9 @@
-// Control and debug registers, descriptor-table registers, TLB invalidation: the instructions that decide which
-// machine the others run on. SDM 3A 2.5 (control registers), 4.1 (paging modes), 9.8.5 (IA-32e mode), 17.2 (debug
-// registers).
+// Control and debug registers, descriptor-table registers, TLB invalidation: the instructions that decide
+// which machine the others run on. SDM 3A 2.5 (control registers), 4.1 (paging modes), 9.8.5 (IA-32e
+// mode), 17.2 (debug registers).
 //
-// A change that the translator keys blocks by bumps mode_gen; a change that alters what a linear address means
-// flushes. Both happen after every check and every access that can fault.
+// A change that the translator keys blocks by bumps mode_gen; a change that alters what a linear address
+// means flushes. Both happen after every check and every access that can fault.
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 #include "cpu/model.h"
@@ -218,8 +218,7 @@ static unsigned dr_number(struct vcpu *v, const struct insn *in)
     }
     require_cpl0(v);
     if (v->s.dr[7] & DR7_GD) {
-        v->s.dr[6] |= DR6_BD;
-        v->s.dr[7] &= ~(uint64_t)DR7_GD; // cleared on entry to the handler, so that it can use them (17.2.4)
+        v->s.dr[6] |= DR6_BD; // GD itself is cleared by the delivery (17.2.4)
         cpu_throw(v, EXC_DB);
     }
     return n;

@@ -1,5 +1,5 @@
-// CPUID: the leaves of a model, laid out once at start, and the look-up, which fills in what depends on the state
-// (OSXSAVE, APIC enable, the XSAVE sizes of the current XCR0). SDM 2A CPUID; APM 3 appendix E.
+// CPUID: the leaves of a model, laid out once at start, and the look-up, which fills in what depends on the
+// state (OSXSAVE, APIC enable, the XSAVE sizes of the current XCR0). SDM 2A CPUID; APM 3 appendix E.
 #include "cpu/cpu.h"
 #include "cpu/model.h"
 
@@ -66,7 +66,8 @@ static bool host_is_amd(const struct cpu_host *h)
     return ebx == text("Auth") || ebx == text("Hygo");
 }
 
-// Caches and TLBs are the host's: C libraries choose block sizes by them. Nothing is shared: there is one CPU.
+// Caches and TLBs are the host's: C libraries choose block sizes by them. Nothing is shared: there is one
+// CPU.
 static void add_caches(struct cpu_model *m, const struct cpu_host *h)
 {
     if (m->level == LEVEL_PENTIUM2) // 16+16 KiB L1, 512 KiB L2
@@ -150,8 +151,9 @@ static void add_extended(struct cpu_model *m)
         brand[n++] = m->name[i];
     brand[n] = ')';
     for (uint32_t i = 0; i < 3; i++)
-        entry(m, 0x80000002 + i, 0, false)->r = (struct cpuid_regs){
-            text(brand + i * 16), text(brand + i * 16 + 4), text(brand + i * 16 + 8), text(brand + i * 16 + 12)};
+        entry(m, 0x80000002 + i, 0, false)->r =
+            (struct cpuid_regs){text(brand + i * 16), text(brand + i * 16 + 4), text(brand + i * 16 + 8),
+                                text(brand + i * 16 + 12)};
     entry(m, 0x80000007, 0, false);
     entry(m, 0x80000008, 0, false)->r.eax = m->virt_bits << 8 | m->phys_bits; // ECX: one core
 }
@@ -162,11 +164,13 @@ static void add_hypervisor(struct cpu_model *m)
         return;
     entry(m, HYPERVISOR_KVM, 0, false)->r =
         (struct cpuid_regs){HYPERVISOR_KVM + 0x10, text("KVMK"), text("VMKV"), text("M\0\0\0")};
-    entry(m, HYPERVISOR_KVM + 1, 0, false)->r.eax = KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_CLOCKSOURCE_STABLE;
+    entry(m, HYPERVISOR_KVM + 1, 0, false)->r.eax =
+        KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_CLOCKSOURCE_STABLE;
     entry(m, HYPERVISOR_KVM + 0x10, 0, false)->r = (struct cpuid_regs){m->tsc_khz, APIC_BUS_KHZ, 0, 0};
     entry(m, HYPERVISOR_OWN, 0, false)->r =
         (struct cpuid_regs){HYPERVISOR_OWN + 1, text("gnom"), text("on\0\0"), text("\0\0\0\0")};
-    entry(m, HYPERVISOR_OWN + 1, 0, false)->r = (struct cpuid_regs){m->tsc_khz, APIC_BUS_KHZ, (uint32_t)m->level, 0};
+    entry(m, HYPERVISOR_OWN + 1, 0, false)->r =
+        (struct cpuid_regs){m->tsc_khz, APIC_BUS_KHZ, (uint32_t)m->level, 0};
 }
 
 void cpu_model_build_cpuid(struct cpu_model *m, const struct cpu_host *host)
@@ -199,7 +203,8 @@ static const struct cpuid_entry *find(const struct cpu_model *m, uint32_t leaf, 
 static void add_state(const struct vcpu *v, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *r)
 {
     const struct cpu_model *m = v->model;
-    bool apic_off = !v->lapic || !(v->s.apic_base & 0x800); // an APIC disabled by its MSR is not reported (10.4.3)
+    bool apic_off =
+        !v->lapic || !(v->s.apic_base & 0x800); // an APIC disabled by its MSR is not reported (10.4.3)
     switch (leaf) {
     case 0:
         if (v->s.misc_enable & 1u << 22 && r->eax > 2) // limit CPUID maxval

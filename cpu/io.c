@@ -1,5 +1,5 @@
-// Port I/O: IN OUT INS OUTS, with IOPL and the TSS permission bitmap (SDM 1 18.5). Every check comes before the port
-// is touched, as reads of ports have effects.
+// Port I/O: IN OUT INS OUTS, with IOPL and the TSS permission bitmap (SDM 1 18.5). Every check comes before
+// the port is touched, as reads of ports have effects.
 #include "cpu/internal.h"
 
 static _Noreturn void denied(struct vcpu *v) { cpu_throw_error(v, EXC_GP, 0); }
@@ -65,7 +65,8 @@ void op_out(struct vcpu *v, const struct insn *in)
 
 static uint64_t address_mask(const struct insn *in) { return size_mask(in->addr_size); }
 
-// Steps an index register by one element. 32-bit addressing clears the upper half, 16-bit leaves the rest alone.
+// Steps an index register by one element. 32-bit addressing clears the upper half, 16-bit leaves the rest
+// alone.
 static void step_index(struct vcpu *v, const struct insn *in, unsigned reg, unsigned size)
 {
     uint64_t step = v->s.dflag ? -(uint64_t)size : size;
@@ -94,8 +95,8 @@ static void outs_once(struct vcpu *v, const struct insn *in, uint16_t port, unsi
     step_index(v, in, RSI, size);
 }
 
-// One iteration at least; then on until the count is used up or something waits. RIP stays at the instruction while
-// iterations are left, so that it resumes after an interrupt or a fault.
+// One iteration at least; then on until the count is used up or something waits. RIP stays at the instruction
+// while iterations are left, so that it resumes after an interrupt or a fault.
 static void repeat(struct vcpu *v, const struct insn *in,
                    void (*once)(struct vcpu *v, const struct insn *in, uint16_t port, unsigned size))
 {

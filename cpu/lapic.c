@@ -1,8 +1,9 @@
 // The local APIC (SDM 3A chapter 11; x2APIC: 11.12), one per vCPU and run beside it.
 //
 // Threads: registers belong to the vCPU's thread. Only IRR, TMR and the external-interrupt flag are set from
-// elsewhere (lapic_deliver(), lapic_set_lint0()), by atomic operations; the vCPU then learns of it by `request`.
-// The timer counts a 1 GHz bus clock: one count at divide-by-1 is one nanosecond of the machine's clock.
+// elsewhere (lapic_deliver(), lapic_set_lint0()), by atomic operations; the vCPU then learns of it by
+// `request`. The timer counts a 1 GHz bus clock: one count at divide-by-1 is one nanosecond of the machine's
+// clock.
 #include "cpu/lapic.h"
 #include "cpu/model.h"
 #include "devices/chips.h"
@@ -113,7 +114,10 @@ static int highest(const uint32_t set[8])
     return -1;
 }
 
-static void bit_set(uint32_t set[8], uint8_t n) { __atomic_or_fetch(&set[n >> 5], 1u << (n & 31), __ATOMIC_RELEASE); }
+static void bit_set(uint32_t set[8], uint8_t n)
+{
+    __atomic_or_fetch(&set[n >> 5], 1u << (n & 31), __ATOMIC_RELEASE);
+}
 static void bit_clear(uint32_t set[8], uint8_t n)
 {
     __atomic_and_fetch(&set[n >> 5], ~(1u << (n & 31)), __ATOMIC_RELEASE);
@@ -278,7 +282,8 @@ static bool accept(struct lapic *l, unsigned mode, uint8_t vector, bool level)
     case MODE_NMI: signal(l, REQ_NMI); return true;
     case MODE_INIT: signal(l, REQ_INIT); return true;
     case MODE_EXTINT:
-        // Virtual wire through an I/O APIC: the vector comes from the 8259, whose INTR pin is seen by the vCPU.
+        // Virtual wire through an I/O APIC: the vector comes from the 8259, whose INTR pin is seen by the
+        // vCPU.
         __atomic_store_n(&l->extint, 1, __ATOMIC_RELAXED);
         signal(l, REQ_INTR);
         return true;
@@ -391,7 +396,8 @@ static void timer_expired(void *opaque, uint64_t now_ns)
     if (timer_mode(l) == TIMER_DEADLINE) {
         if (!l->tsc_deadline)
             return;
-        // The machine's clock may run a little faster than the TSC; the guest must not see an early interrupt.
+        // The machine's clock may run a little faster than the TSC; the guest must not see an early
+        // interrupt.
         if ((int64_t)(l->tsc_deadline - cpu_tsc(l->v)) > 0) {
             arm_deadline(l);
             return;
@@ -596,7 +602,8 @@ static bool apic_base_write(struct lapic *l, uint64_t value)
         return false;
     // Figure 11-27: EXTD without EN never; from x2APIC only to disabled; to x2APIC only from xAPIC.
     unsigned from = old & mode_bits, to = value & mode_bits;
-    if (to == APIC_BASE_EXTD || (from == mode_bits && to == APIC_BASE_ENABLE) || (from == 0 && to == mode_bits))
+    if (to == APIC_BASE_EXTD || (from == mode_bits && to == APIC_BASE_ENABLE) ||
+        (from == 0 && to == mode_bits))
         return false;
     l->v->s.apic_base = value;
     if (from != to) {
@@ -741,7 +748,8 @@ void lapic_state(struct lapic *l, struct stream *s)
 
 // ---- create, destroy
 
-struct lapic *lapic_create(struct vcpu *v, struct timer_queue *clock, void (*request)(void *opaque, uint32_t bits),
+struct lapic *lapic_create(struct vcpu *v, struct timer_queue *clock,
+                           void (*request)(void *opaque, uint32_t bits),
                            void (*eoi)(void *opaque, uint8_t vector), void *opaque)
 {
     struct lapic *l = calloc(1, sizeof *l);

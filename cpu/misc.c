@@ -1,4 +1,5 @@
-// Sensitive instructions that are short: MSR and TSC access, CPUID, FS and GS bases, and those that are only faults.
+// Sensitive instructions that are short: MSR and TSC access, CPUID, FS and GS bases, and those that are only
+// faults.
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 #include "cpu/model.h"

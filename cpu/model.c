@@ -1,5 +1,5 @@
-// From "v3,+sha_ni,-avx2" and the host's processor to a struct cpu_model. Everything here runs once at start, so libc
-// is allowed.
+// From "v3,+sha_ni,-avx2" and the host's processor to a struct cpu_model. Everything here runs once at start,
+// so libc is allowed.
 #include "cpu/model.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -203,12 +203,13 @@ static int find_feature(const char *name, size_t n)
 }
 
 // One "+name" or "-name". Returns false with *error written.
-static bool apply_feature(struct cpu_model *m, const struct cpu_host *host, const char *item, size_t n, char *error,
-                          size_t error_size)
+static bool apply_feature(struct cpu_model *m, const struct cpu_host *host, const char *item, size_t n,
+                          char *error, size_t error_size)
 {
     int f = n > 1 && (item[0] == '+' || item[0] == '-') ? find_feature(item + 1, n - 1) : -1;
     if (f < 0) {
-        snprintf(error, error_size, "--cpu: '%.*s' is no feature; write +name or -name with a flag name of /proc/cpuinfo",
+        snprintf(error, error_size,
+                 "--cpu: '%.*s' is no feature; write +name or -name with a flag name of /proc/cpuinfo",
                  (int)(n > 64 ? 64 : n), item);
         return false;
     }
@@ -284,7 +285,8 @@ static void derive_xsave(struct cpu_model *m, const struct cpu_host *host)
             continue;
         struct cpuid_regs r = host->cpuid(host->opaque, 0xd, i);
         if (r.eax == 0 || r.ebx < 576 || r.ebx > XSAVE_AREA_SIZE || r.eax > XSAVE_AREA_SIZE - r.ebx) {
-            m->xcr0 &= ~(uint64_t)(i == 2 ? XCR0_AVX | XCR0_AVX512 : XCR0_AVX512); // can't be on real hardware
+            m->xcr0 &=
+                ~(uint64_t)(i == 2 ? XCR0_AVX | XCR0_AVX512 : XCR0_AVX512); // can't be on real hardware
             m->fpu_mask &= m->xcr0 | 3;
             continue;
         }
@@ -349,11 +351,13 @@ static int find_base(const struct cpu_host *host, const char *word, size_t n, ch
         unsigned f = missing_feature(host, base_models[i].level);
         if (f == CPU_FEATURE_COUNT)
             return (int)i;
-        snprintf(error, error_size, "--cpu %s: this host's processor lacks '%s'; use --cpu %s", base_models[i].name,
-                 cpu_feature_table[f].name, base_models[i].level > LEVEL_V2 ? "default" : "host");
+        snprintf(error, error_size, "--cpu %s: this host's processor lacks '%s'; use --cpu %s",
+                 base_models[i].name, cpu_feature_table[f].name,
+                 base_models[i].level > LEVEL_V2 ? "default" : "host");
         return -1;
     }
-    snprintf(error, error_size, "--cpu: unknown processor '%.*s'; use one of default host v2 v3 v4 pentium2 pentium 486",
+    snprintf(error, error_size,
+             "--cpu: unknown processor '%.*s'; use one of default host v2 v3 v4 pentium2 pentium 486",
              (int)(n > 64 ? 64 : n), word);
     return -1;
 }
@@ -373,7 +377,8 @@ static void set_vendor(struct cpu_model *m, const struct cpu_host *host, size_t 
         m->signature = host->cpuid(host->opaque, 1, 0).eax & 0x0fff3fff;
 }
 
-struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *spec, char *error, size_t error_size)
+struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *spec, char *error,
+                                      size_t error_size)
 {
     const char *p = spec && *spec ? spec : "default";
     size_t n = strcspn(p, ",");

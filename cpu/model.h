@@ -1,6 +1,6 @@
-// What processor the guest is shown: one feature table, a level (486 … x86-64-v4, host), and what follows from both:
-// CPUID leaves, the bits that can be set in CR4, EFER and XCR0, address widths, the rate of the TSC.
-// A model is made once at start and is read-only afterwards.
+// What processor the guest is shown: one feature table, a level (486 … x86-64-v4, host), and what follows
+// from both: CPUID leaves, the bits that can be set in CR4, EFER and XCR0, address widths, the rate of the
+// TSC. A model is made once at start and is read-only afterwards.
 #pragma once
 #include "cpu/cpu.h"
 #include <stddef.h>
@@ -200,11 +200,12 @@ struct cpu_model {
     struct cpuid_entry entry[CPUID_MAX_ENTRIES];
 };
 
-// Makes a model from "default|host|v2|v3|v4|pentium2|pentium|486[,+feature,-feature…]"; null is "default": x86-64-v3
-// where the host allows it, else v2. On failure returns null and writes one line for the user. Uses libc and sleeps
-// up to 20 ms to measure the TSC: start-up only.
+// Makes a model from "default|host|v2|v3|v4|pentium2|pentium|486[,+feature,-feature…]"; null is "default":
+// x86-64-v3 where the host allows it, else v2. On failure returns null and writes one line for the user. Uses
+// libc and sleeps up to 20 ms to measure the TSC: start-up only.
 struct cpu_model *cpu_model_create(const char *spec, char *error, size_t error_size);
-struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *spec, char *error, size_t error_size);
+struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *spec, char *error,
+                                      size_t error_size);
 void cpu_model_destroy(struct cpu_model *m);
 // Fills entry[] from the rest of the model (cpu/cpuid.c).
 void cpu_model_build_cpuid(struct cpu_model *m, const struct cpu_host *host);

@@ -1,5 +1,5 @@
-// The MSR policy, in one table: what exists, what can be written, which bits are reserved. What is not in it raises
-// #GP(0) and shows in --trace. SDM 4 chapter 2; APM 2 appendix A; KVM's paravirtual clock: Linux
+// The MSR policy, in one table: what exists, what can be written, which bits are reserved. What is not in it
+// raises #GP(0) and shows in --trace. SDM 4 chapter 2; APM 2 appendix A; KVM's paravirtual clock: Linux
 // Documentation/virt/kvm/x86/msr.rst.
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
@@ -13,8 +13,8 @@
 #define MSR_FS_BASE      0xc0000100u
 #define MSR_GS_BASE      0xc0000101u
 
-// IA32_ARCH_CAPABILITIES: none of the known leaks crosses from this guest to another, as each has processes of its
-// own; so its kernel need not spend time on them.
+// IA32_ARCH_CAPABILITIES: none of the known leaks crosses from this guest to another, as each has processes
+// of its own; so its kernel need not spend time on them.
 #define ARCH_CAPABILITIES                                                                                    \
     (1ull << 0 /* RDCL_NO */ | 1ull << 1 /* IBRS_ALL */ | 1ull << 3 /* SKIP_L1DFL_VMENTRY */ |               \
      1ull << 4 /* SSB_NO */ | 1ull << 5 /* MDS_NO */ | 1ull << 6 /* PSCHANGE_MC_NO */ |                      \
@@ -122,7 +122,8 @@ void cpu_kvmclock_update(struct vcpu *v)
     // Both clocks at one moment: the smallest of a few windows.
     uint64_t best = ~0ull;
     for (int i = 0; i < 4; i++) {
-        uint64_t before = cpu_tsc(v), ns = v->exits.monotonic_ns(v->exits.opaque), width = cpu_tsc(v) - before;
+        uint64_t before = cpu_tsc(v), ns = v->exits.monotonic_ns(v->exits.opaque),
+                 width = cpu_tsc(v) - before;
         if (width < best) {
             best = width;
             t.tsc_timestamp = before + width / 2;
@@ -153,7 +154,8 @@ static void kvmclock_wall_write(struct vcpu *v, uint32_t msr, uint64_t value)
     if (!v->exits.realtime_ns || !v->exits.monotonic_ns)
         return;
     uint64_t ns = v->exits.realtime_ns(v->exits.opaque) - v->exits.monotonic_ns(v->exits.opaque);
-    struct pvclock_wall w = {next_version(v, value), (uint32_t)(ns / 1000000000u), (uint32_t)(ns % 1000000000u)};
+    struct pvclock_wall w = {next_version(v, value), (uint32_t)(ns / 1000000000u),
+                             (uint32_t)(ns % 1000000000u)};
     if (!guest_store(v, value, &w.version, 4))
         return;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -359,8 +361,10 @@ static uint64_t tsc_aux_read(struct vcpu *v, uint32_t msr)
 static const struct msr table[] = {
     {0x0, 0x1, "P5_MC_ADDR, P5_MC_TYPE", .value = 0, .write = ignore, .feature = CPU_MCE},
     {ONE(0x10), "TIME_STAMP_COUNTER", .read = tsc_read, .write = tsc_write, .feature = CPU_TSC},
-    {ONE(0x11), "KVM_WALL_CLOCK", FIELD(kvmclock_wall), .write = kvmclock_wall_write, .feature = CPU_HYPERVISOR},
-    {ONE(0x12), "KVM_SYSTEM_TIME", FIELD(kvmclock_system), .write = kvmclock_system_write, .feature = CPU_HYPERVISOR},
+    {ONE(0x11), "KVM_WALL_CLOCK", FIELD(kvmclock_wall), .write = kvmclock_wall_write,
+     .feature = CPU_HYPERVISOR},
+    {ONE(0x12), "KVM_SYSTEM_TIME", FIELD(kvmclock_system), .write = kvmclock_system_write,
+     .feature = CPU_HYPERVISOR},
     {ONE(0x17), "IA32_PLATFORM_ID", INTEL},
     {ONE(0x1b), "IA32_APIC_BASE", .read = apic_read, .write = apic_write, .feature = CPU_APIC},
     {ONE(0x2a), "EBL_CR_POWERON", IGNORED, INTEL},
@@ -388,13 +392,16 @@ static const struct msr table[] = {
     {ONE(0x1a0), "IA32_MISC_ENABLE", .read = misc_enable_read, .write = misc_enable_write, INTEL},
     {ONE(0x1d9), "IA32_DEBUGCTL", .reserved = ~3ull /* LBR, BTF */, IGNORED},
     {0x1db, 0x1de, "LASTBRANCH, LASTINT", .value = 0},
-    {0x200, 0x20f, "IA32_MTRR_PHYS", .read = mtrr_variable_read, .write = mtrr_variable_write, .feature = CPU_MTRR},
-    {ONE(0x250), "IA32_MTRR_FIX64K", .read = mtrr_fixed_read, .write = mtrr_fixed_write, .feature = CPU_MTRR},
-    {0x258, 0x259, "IA32_MTRR_FIX16K", .read = mtrr_fixed_read, .write = mtrr_fixed_write, .feature = CPU_MTRR},
-    {0x268, 0x26f, "IA32_MTRR_FIX4K", .read = mtrr_fixed_read, .write = mtrr_fixed_write, .feature = CPU_MTRR},
-    {ONE(0x277), "IA32_PAT", FIELD(pat), .write = pat_write, .feature = CPU_PAT},
-    {ONE(0x2ff), "IA32_MTRR_DEF_TYPE", FIELD(mtrr_def_type), .write = mtrr_default_write, .reserved = ~0xcffull,
+    {0x200, 0x20f, "IA32_MTRR_PHYS", .read = mtrr_variable_read, .write = mtrr_variable_write,
      .feature = CPU_MTRR},
+    {ONE(0x250), "IA32_MTRR_FIX64K", .read = mtrr_fixed_read, .write = mtrr_fixed_write, .feature = CPU_MTRR},
+    {0x258, 0x259, "IA32_MTRR_FIX16K", .read = mtrr_fixed_read, .write = mtrr_fixed_write,
+     .feature = CPU_MTRR},
+    {0x268, 0x26f, "IA32_MTRR_FIX4K", .read = mtrr_fixed_read, .write = mtrr_fixed_write,
+     .feature = CPU_MTRR},
+    {ONE(0x277), "IA32_PAT", FIELD(pat), .write = pat_write, .feature = CPU_PAT},
+    {ONE(0x2ff), "IA32_MTRR_DEF_TYPE", FIELD(mtrr_def_type), .write = mtrr_default_write,
+     .reserved = ~0xcffull, .feature = CPU_MTRR},
     {0x400, 0x400 + MC_BANKS * 4 - 1, "IA32_MC", .read = bank_read, .write = bank_write, .feature = CPU_MCA},
     {ONE(0x6e0), "IA32_TSC_DEADLINE", .read = apic_read, .write = apic_write, .feature = CPU_TSC_DEADLINE},
     {0x800, 0x8ff, "x2APIC", .read = apic_read, .write = apic_write, .feature = CPU_X2APIC},
@@ -436,7 +443,8 @@ static bool shown(const struct cpu_model *m, const struct msr *e)
     // EFER is there from long mode or NX on; NX can be switched off, LM not without it.
     if (e->feature == CPU_NX)
         return cpu_model_has(m, CPU_NX) || cpu_model_has(m, CPU_LM);
-    return cpu_model_has(m, (enum cpu_feature)e->feature) && (!e->vendor || (e->vendor == FEAT_AMD) == m->amd);
+    return cpu_model_has(m, (enum cpu_feature)e->feature) &&
+           (!e->vendor || (e->vendor == FEAT_AMD) == m->amd);
 }
 
 static const struct msr *find(const struct cpu_model *m, uint32_t msr)
@@ -478,7 +486,8 @@ void cpu_wrmsr(struct vcpu *v, uint32_t msr, uint64_t value)
     const struct msr *e = find(v->model, msr);
     if (!e || (!e->write && !e->field)) {
         if (v->exits.trace)
-            v->exits.trace(v->exits.opaque, e ? "WRMSR of a read-only MSR" : "WRMSR of an unknown MSR", msr, value);
+            v->exits.trace(v->exits.opaque, e ? "WRMSR of a read-only MSR" : "WRMSR of an unknown MSR", msr,
+                           value);
         bad_value(v);
     }
     if (value & e->reserved)

@@ -1,4 +1,5 @@
-// Every instruction with C semantics, by enum insn_op. An entry left out would be null: the table is checked by a test.
+// Every instruction with C semantics, by enum insn_op. An entry left out would be null: the table is checked
+// by a test.
 #include "cpu/internal.h"
 
 // X(upper, lower) in the order of the enum, OP_NONE excepted.

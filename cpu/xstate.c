@@ -1,8 +1,8 @@
-// x87, SSE and AVX state as the guest sees it in memory: XSAVE and its relatives, FXSAVE, and the x87 environment.
-// SDM 1 chapter 13 (XSAVE), 10.5 (FXSAVE), 8.1.9-8.1.10 (environment).
+// x87, SSE and AVX state as the guest sees it in memory: XSAVE and its relatives, FXSAVE, and the x87
+// environment. SDM 1 chapter 13 (XSAVE), 10.5 (FXSAVE), 8.1.9-8.1.10 (environment).
 //
-// The guest's registers are the host's own, so saving them is the host's XSAVE into a bounce buffer, and restoring
-// them the host's XRSTOR from one that was checked first. What has to be done by hand:
+// The guest's registers are the host's own, so saving them is the host's XSAVE into a bounce buffer, and
+// restoring them the host's XRSTOR from one that was checked first. What has to be done by hand:
 //  1. XCR0: the guest's is a subset of the host's; every mask is cut to it. The compacted format and the init
 //     optimization are laid out here from a standard image, so they need nothing of the host.
 //  2. Pointers: the x87 unit holds addresses of translated code and of host memory. FIP is mapped back by the
@@ -76,12 +76,18 @@ static bool is_zero(const uint8_t *p, unsigned n)
 
 static void host_xsave(void *area, uint64_t mask)
 {
-    __asm__ volatile("xsave64 (%0)" : : "r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");
+    __asm__ volatile("xsave64 (%0)"
+                     :
+                     : "r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32))
+                     : "memory");
 }
 
 static void host_xrstor(const void *area, uint64_t mask)
 {
-    __asm__ volatile("xrstor64 (%0)" : : "r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");
+    __asm__ volatile("xrstor64 (%0)"
+                     :
+                     : "r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32))
+                     : "memory");
 }
 
 static void host_fxsave(void *area) { __asm__ volatile("fxsave64 (%0)" : : "r"(area) : "memory"); }
@@ -94,7 +100,8 @@ static uint32_t host_mxcsr(void)
     return mxcsr;
 }
 
-// Saves the components in `mask` in the standard format, with a clean header. Bytes between them stay as they were.
+// Saves the components in `mask` in the standard format, with a clean header. Bytes between them stay as they
+// were.
 static void live_save(const struct vcpu *v, uint8_t *area, uint64_t mask)
 {
     clear(area, LEGACY_MXCSR); // AMD leaves the pointers alone where no exception is pending
@@ -203,7 +210,8 @@ static uint32_t visible_size(const struct vcpu *v, unsigned component)
 }
 
 // Adds the pieces of the components in `set`. Component 0 without bytes 31:24, which belong to `mxcsr`.
-static void add_components(const struct vcpu *v, struct pieces *list, uint64_t set, bool mxcsr, uint64_t compacted)
+static void add_components(const struct vcpu *v, struct pieces *list, uint64_t set, bool mxcsr,
+                           uint64_t compacted)
 {
     if (set & BIT_X87)
         add_piece(list, 0, LEGACY_MXCSR, 0);
@@ -228,7 +236,8 @@ static void add_components(const struct vcpu *v, struct pieces *list, uint64_t s
     }
 }
 
-static uint64_t piece_address(struct vcpu *v, const struct insn *in, uint64_t base, const struct piece *p, bool write)
+static uint64_t piece_address(struct vcpu *v, const struct insn *in, uint64_t base, const struct piece *p,
+                              bool write)
 {
     return cpu_linear(v, in->sreg, (base + p->offset) & size_mask(in->addr_size), p->size, write);
 }
@@ -248,7 +257,8 @@ static void store_pieces(struct vcpu *v, const struct insn *in, uint64_t base, c
     }
 }
 
-static void load_pieces(struct vcpu *v, const struct insn *in, uint64_t base, const struct pieces *list, uint8_t *area)
+static void load_pieces(struct vcpu *v, const struct insn *in, uint64_t base, const struct pieces *list,
+                        uint8_t *area)
 {
     for (unsigned i = 0; i < list->count; i++) {
         const struct piece *p = &list->p[i];
@@ -256,7 +266,8 @@ static void load_pieces(struct vcpu *v, const struct insn *in, uint64_t base, co
     }
 }
 
-static uint64_t read_field(struct vcpu *v, const struct insn *in, uint64_t base, unsigned offset, unsigned size)
+static uint64_t read_field(struct vcpu *v, const struct insn *in, uint64_t base, unsigned offset,
+                           unsigned size)
 {
     uint64_t value = 0;
     cpu_read_block(v, in->sreg, (base + offset) & size_mask(in->addr_size), &value, size);
@@ -396,8 +407,8 @@ static void check_mxcsr(struct vcpu *v, uint64_t mxcsr)
         cpu_throw_error(v, EXC_GP, 0);
 }
 
-// Outside 64-bit code: the initial value for registers 0-7 of a component, the current one for the rest. Returns
-// whether the rest is more than zeros, so that the component can't be marked as initial.
+// Outside 64-bit code: the initial value for registers 0-7 of a component, the current one for the rest.
+// Returns whether the rest is more than zeros, so that the component can't be marked as initial.
 static bool keep_hidden(const struct vcpu *v, uint8_t *area, unsigned component)
 {
     const struct xsave_component *c = &v->model->xsave[component];
@@ -564,8 +575,8 @@ static struct x87_pointers read_pointers(const struct vcpu *v, uint8_t legacy[51
     uint64_t raw = get(legacy + LEGACY_FIP, 8);
     p.fop = (uint32_t)get(env + 18, 2) & 0x7ff;
     if (!raw && get(env + 12, 4)) {
-        // AMD shows the pointers in FXSAVE only while an exception is pending; the environment has them always, with
-        // 32 bits. Without the translator's word they can't be told from the host's.
+        // AMD shows the pointers in FXSAVE only while an exception is pending; the environment has them
+        // always, with 32 bits. Without the translator's word they can't be told from the host's.
         raw = get(env + 12, 4);
         p.fip = v->listener.fip_to_guest ? v->listener.fip_to_guest(v->listener.opaque, raw) : 0;
         if (p.fip == raw)

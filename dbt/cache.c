@@ -49,6 +49,12 @@ int cache_create(struct dbt *d)
     d->block_max = MAX_BLOCKS;
     d->hash = map_any(HASH_SIZE * sizeof d->hash[0]);
     d->hash_mask = HASH_SIZE - 1;
+    for (unsigned g = 0; g < 2; g++) {
+        d->far_log[g] = map_any(SLOT_COUNT * sizeof d->far_log[g][0]);
+        d->ib_log[g] = map_any(IB_LOG * sizeof d->ib_log[g][0]);
+        if (!d->far_log[g] || !d->ib_log[g])
+            return -ENOMEM;
+    }
     d->page_count = d->v->mem->ram_size >> PAGE_SHIFT;
     d->pages = map_any(d->page_count * sizeof d->pages[0]);
     for (unsigned i = 0; i < CONTEXTS; i++) {
@@ -68,6 +74,10 @@ void cache_destroy(struct dbt *d)
 {
     munmap(d->rw, d->cache_size);
     munmap((void *)d->rx, d->cache_size);
+    for (unsigned g = 0; g < 2; g++) {
+        munmap(d->far_log[g], SLOT_COUNT * sizeof d->far_log[g][0]);
+        munmap(d->ib_log[g], IB_LOG * sizeof d->ib_log[g][0]);
+    }
     munmap(d->arena, d->arena_size);
     munmap(d->slots, SLOT_COUNT * 8);
     munmap(d->blocks, MAX_BLOCKS * sizeof d->blocks[0]);
@@ -93,11 +103,12 @@ static uint32_t hash_of(const struct dbt *d, uint64_t rip, uint32_t key)
     return (uint32_t)(h >> 40) & d->hash_mask;
 }
 
-static void ib_clear_all(struct dbt *d)
+static void ib_clear(struct dbt *d, unsigned global)
 {
-    if (d->ib_count < IB_LOG) {
-        for (uint32_t i = 0; i < d->ib_count; i++)
-            d->contexts[d->ib_log[i] >> 16].tag[d->ib_log[i] & 0xffff] = (d->ib_log[i] & 0xffff) == 0;
+    uint32_t n = d->ib_count[global];
+    if (n < IB_LOG) {
+        for (uint32_t i = 0; i < n; i++)
+            d->contexts[d->ib_log[global][i] >> 16].tag[d->ib_log[global][i] & 0xffff] = (d->ib_log[global][i] & 0xffff) == 0;
     } else {
         for (unsigned c = 0; c < d->context_count; c++) {
             for (unsigned i = 0; i < 65536; i++)
@@ -105,7 +116,7 @@ static void ib_clear_all(struct dbt *d)
             d->contexts[c].tag[0] = 1;
         }
     }
-    d->ib_count = 0;
+    d->ib_count[global] = 0;
 }
 
 static void unlink_exit(struct dbt *d, struct exit *e)
@@ -129,19 +140,15 @@ static void unlink_exit(struct dbt *d, struct exit *e)
 // After a flush of the guest's TLB: jumps to other pages must look again where they lead.
 void cache_forget_far(struct dbt *d, bool global)
 {
-    uint32_t keep = 0;
-    for (uint32_t i = 0; i < d->far_count; i++) {
-        struct exit *e = d->far_log[i];
-        if (!global && e->to && e->to->global && e->from->global) {
-            d->far_log[keep++] = e;
-            continue;
+    for (unsigned g = 0; g <= (unsigned)global; g++) {
+        for (uint32_t i = 0; i < d->far_count[g]; i++) {
+            d->far_log[g][i]->logged = 0;
+            unlink_exit(d, d->far_log[g][i]);
         }
-        unlink_exit(d, e);
-        e->logged = 0;
-        d->n.far_resets++;
+        d->n.far_resets += d->far_count[g];
+        d->far_count[g] = 0;
+        ib_clear(d, g);
     }
-    d->far_count = keep;
-    ib_clear_all(d);
     ras_reset(d);
 }
 
@@ -160,10 +167,11 @@ void cache_flush(struct dbt *d)
     }
     for (uint32_t i = 0; i <= d->hash_mask; i++)
         d->hash[i] = NULL;
-    d->ib_count = IB_LOG;
-    ib_clear_all(d);
+    for (unsigned g = 0; g < 2; g++) {
+        ib_clear(d, g);
+        d->far_count[g] = 0;
+    }
     ras_reset(d);
-    d->far_count = 0;
     d->block_count = 0;
     d->cache_used = d->cache_stubs;
     d->arena_used = 0;
@@ -313,9 +321,8 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
         return;
     if (e->kind == EXIT_FAR) {
         if (!e->logged) {
-            if (d->far_count == IB_LOG)
-                return;
-            d->far_log[d->far_count++] = e;
+            unsigned g = e->from->global && to->global;
+            d->far_log[g][d->far_count[g]++] = e;
             e->logged = 1;
         }
         *(uint64_t *)(uint64_t)e->site = to->code;
@@ -335,11 +342,11 @@ void cache_ib_set(struct dbt *d, struct block *b)
     struct context *c = d->context;
     if (!c || b->straddles || b->key != c->key)
         return;
-    unsigned i = b->rip & 0xffff;
+    unsigned i = b->rip & 0xffff, g = b->global;
     if (c->tag[i] == -b->rip && c->code[i] == b->code)
         return;
     c->tag[i] = -b->rip;
     c->code[i] = b->code;
-    if (d->ib_count < IB_LOG)
-        d->ib_log[d->ib_count++] = (uint32_t)(c - d->contexts) << 16 | i;
+    if (d->ib_count[g] < IB_LOG)
+        d->ib_log[g][d->ib_count[g]++] = (uint32_t)(c - d->contexts) << 16 | i;
 }

@@ -61,6 +61,12 @@ static const struct rule rules[] = {
 #undef T
 #undef G
 
+void classify_init(struct translation *t)
+{
+    for (unsigned i = 0; i < sizeof rules / sizeof rules[0]; i++)
+        t->rule_of[rules[i].mnemonic] = (uint16_t)(i + 1);
+}
+
 static bool segment_operand(const struct ginsn *g, unsigned i)
 {
     return g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(g->op[i].reg.value) == ZYDIS_REGCLASS_SEGMENT;
@@ -147,12 +153,11 @@ void classify(struct translation *t, struct ginsn *g)
     g->sens = 0;
     if (z->meta.category == ZYDIS_CATEGORY_COND_BR && z->mnemonic != ZYDIS_MNEMONIC_XBEGIN)
         g->cls = CLASS_CONTROL;
-    for (unsigned i = 0; i < sizeof rules / sizeof rules[0]; i++)
-        if (rules[i].mnemonic == z->mnemonic) {
-            g->cls = rules[i].cls;
-            g->sens = rules[i].sens;
-            break;
-        }
+    if (z->mnemonic <= ZYDIS_MNEMONIC_MAX_VALUE && t->rule_of[z->mnemonic]) {
+        const struct rule *r = &rules[t->rule_of[z->mnemonic] - 1];
+        g->cls = r->cls;
+        g->sens = r->sens;
+    }
     switch (z->mnemonic) {
     case ZYDIS_MNEMONIC_JMP:
     case ZYDIS_MNEMONIC_CALL:

@@ -26,6 +26,7 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
         for (unsigned m = 0; m < sizeof off / sizeof off[0]; m++)
             ZydisDecoderEnableMode(&d->tr->decoder[i], off[m], ZYAN_FALSE);
     }
+    classify_init(d->tr);
     gather_layout(&d->layout);
     d->key_gen = v->mode_gen - 1;
     v->engine = d;

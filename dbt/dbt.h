@@ -121,7 +121,7 @@ struct context {
     uint64_t *code; // [65536] run address
 };
 
-#define IB_LOG 8192
+#define IB_LOG 65536
 #define SLOT_COUNT 262144
 #define BOUNCE_SIZE 4096
 
@@ -171,10 +171,12 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t key, key_gen;   // current mode, and the mode_gen it was computed for
     uint32_t force;          // KEY_ONE | KEY_BOUNCE for the next block only
 
-    struct exit *far_log[IB_LOG];
-    uint32_t far_count;
-    uint32_t ib_log[IB_LOG]; // context << 16 | index
-    uint32_t ib_count;
+    // What a flush of the guest's TLB must undo, apart for non-global [0] and global [1] pages: linked far exits (never
+    // more than there are slots), and entries of the indirect-branch tables as context << 16 | index.
+    struct exit **far_log[2];
+    uint32_t far_count[2];
+    uint32_t *ib_log[2];
+    uint32_t ib_count[2];
 
     // code TLB: fetch translations
     struct { uint64_t page, gpa_page; uint8_t kind, global; } code_tlb[256];

@@ -41,6 +41,7 @@ struct translation {
     uint32_t key;
     unsigned code_size; // 2, 4, 8
     ZydisDecoder decoder[3];
+    uint16_t rule_of[ZYDIS_MNEMONIC_MAX_VALUE + 1]; // classify.c: 1 + index of the mnemonic's rule, 0: none
     struct ginsn insn[MAX_INSNS];
     unsigned count;
     struct ginsn peek;
@@ -94,6 +95,7 @@ void emit_exit_indirect(struct translation *t);           // T0 = RIP
 void emit_nothing(struct translation *t, struct ginsn *g);
 
 // ---- classify.c
+void classify_init(struct translation *t);
 void classify(struct translation *t, struct ginsn *g);
 void fill_insn(const struct ginsn *g, struct insn *in);
 void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a sensitive or string helper

@@ -517,6 +517,10 @@ bool run_options_check(const struct run_options *o, char error[ERROR_SIZE])
         line = "more than one CPU is not there yet: --cpus: use --cpus 1";
     else if (o->engine == ENGINE_HARDWARE)
         line = "the hardware engine is not there yet: --engine: use --engine software";
+    else if (o->sandbox)
+        line = "the sandbox is not there yet: --sandbox: leave it out";
+    else if (o->perf)
+        line = "perf maps are not there yet: --perf: leave it out";
     else if (o->serial_count == 2 && o->serials[0].kind == CHAR_STDIO && o->serials[1].kind == CHAR_STDIO)
         line = "two ports on one terminal: --serial: send one elsewhere, such as --serial none";
     if (line)

@@ -50,23 +50,23 @@ static void list_stats(void *opaque, struct stats_sink *sink)
     const struct machine_counters *n = machine_counters(r->machine);
     struct rusage usage;
     uint64_t wall_ns = clock_ns(CLOCK_MONOTONIC) - r->started_ns;
-    stats_ns(sink, "time.wall", wall_ns);
+    stats_ns(sink, "time_wall", wall_ns);
     if (!getrusage(RUSAGE_SELF, &usage)) {
-        stats_ns(sink, "time.cpu_user", timeval_ns(usage.ru_utime));
-        stats_ns(sink, "time.cpu_system", timeval_ns(usage.ru_stime));
-        stats_bytes(sink, "memory.peak_resident", (uint64_t)usage.ru_maxrss << 10);
+        stats_ns(sink, "time_cpu_user", timeval_ns(usage.ru_utime));
+        stats_ns(sink, "time_cpu_system", timeval_ns(usage.ru_stime));
+        stats_bytes(sink, "memory_peak_resident", (uint64_t)usage.ru_maxrss << 10);
     }
-    stats_ns(sink, "time.devices", n->device_ns);
-    stats_ns(sink, "time.idle", n->idle_ns);
-    stats_ratio(sink, "share.devices", n->device_ns, wall_ns);
-    stats_ratio(sink, "share.idle", n->idle_ns, wall_ns);
-    stats_count(sink, "exits.port", n->port_exits);
-    stats_count(sink, "exits.mmio", n->mmio_exits);
-    stats_count(sink, "core.port", n->core_ports);
-    stats_count(sink, "core.mmio", n->core_mmio);
-    stats_count(sink, "timer.runs", n->timer_runs);
-    stats_count(sink, "timer.rearms", n->timer_rearms);
-    stats_count(sink, "idle.entries", n->idles);
+    stats_ns(sink, "time_devices", n->device_ns);
+    stats_ns(sink, "time_idle", n->idle_ns);
+    stats_ratio(sink, "share_devices", n->device_ns, wall_ns);
+    stats_ratio(sink, "share_idle", n->idle_ns, wall_ns);
+    stats_count(sink, "exits_port", n->port_exits);
+    stats_count(sink, "exits_mmio", n->mmio_exits);
+    stats_count(sink, "core_port", n->core_ports);
+    stats_count(sink, "core_mmio", n->core_mmio);
+    stats_count(sink, "timer_runs", n->timer_runs);
+    stats_count(sink, "timer_rearms", n->timer_rearms);
+    stats_count(sink, "idle_entries", n->idles);
     if (machine_vcpu(r->machine)->engine)
         engine_software_stats(machine_vcpu(r->machine), put_engine_figure, sink);
 }

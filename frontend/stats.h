@@ -14,7 +14,7 @@ enum stat_kind {
     STAT_TEXT,
 };
 struct stat_value {
-    const char *name; // "blocks.translated": words joined by dots and underscores
+    const char *name; // "blocks_translated"
     enum stat_kind kind;
     uint64_t count;   // STAT_COUNT, STAT_BYTES, STAT_NS
     double real;      // STAT_RATIO, STAT_REAL

@@ -47,7 +47,6 @@ struct tlb *tlb_create(void *at)
         munmap(t, sizeof *t);
         return NULL;
     }
-    madvise(t, sizeof *t, MADV_HUGEPAGE); // translated code walks all over it
     for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
         struct tlb_set *set = &t->set[kind];
         set->read_tag[0] = set->write_tag[0] = tlb_invalid_tag(0); // the others' invalid tag is what mmap gives: 0

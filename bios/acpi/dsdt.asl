@@ -1,11 +1,12 @@
-// The fixed part of the machine for ACPI: 82441FX host bridge, PIIX3 ISA bridge and the chips behind it. What depends
-// on the amount of memory (the PCI windows) is in an SSDT made at run time: P32B P32E P64B P64E.
+// The machine for ACPI: 82441FX host bridge, PIIX3 ISA bridge and the chips behind it.
 DefinitionBlock ("", "DSDT", 2, "GNOMON", "GNOMONPC", 0x00000001)
 {
-    External (\P32B, IntObj) // 32-bit window: first and last byte
-    External (\P32E, IntObj)
-    External (\P64B, IntObj) // 64-bit window; none if the last is below the first
-    External (\P64E, IntObj)
+    // Set at run time (bios/acpi.c looks for the names). Plain 32-bit integers: SeaBIOS stops reading at a 64-bit one and,
+    // as any system older than ACPI 6, at External().
+    Name (\P32B, 0x80000001) // 32-bit window: first and last byte
+    Name (\P32E, 0x80000002)
+    Name (\P64B, 0x80000003) // 64-bit window in MiB: first and number; 0: none
+    Name (\P64N, 0x80000004)
 
     Name (\_S5, Package () { Zero, Zero, Zero, Zero }) // PIIX4 SUS_TYP 0: soft off
     Name (\PICF, Zero)
@@ -49,16 +50,16 @@ DefinitionBlock ("", "DSDT", 2, "GNOMON", "GNOMONPC", 0x00000001)
                 MN32 = \P32B
                 MX32 = \P32E
                 LN32 = \P32E - \P32B + 1
-                If (\P64E < \P64B)
+                If (\P64N == Zero)
                 {
                     Return (CR32)
                 }
                 CreateQWordField (CR64, ^PW64._MIN, MN64)
                 CreateQWordField (CR64, ^PW64._MAX, MX64)
                 CreateQWordField (CR64, ^PW64._LEN, LN64)
-                MN64 = \P64B
-                MX64 = \P64E
-                LN64 = \P64E - \P64B + 1
+                MN64 = \P64B << 20
+                LN64 = \P64N << 20
+                MX64 = MN64 + LN64 - 1
                 Return (ConcatenateResTemplate (CR32, CR64))
             }
 

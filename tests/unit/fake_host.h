@@ -1,5 +1,5 @@
-// A host processor made of a table, for tests of the CPU model: everything the feature table knows, minus what a test
-// takes away.
+// A host processor made of a table, for tests of the CPU model: everything the feature table knows, minus
+// what a test takes away.
 #pragma once
 #include "cpu/model.h"
 #include <string.h>
@@ -62,5 +62,6 @@ static inline void fake_host_init(struct fake_host *f, bool amd)
 {
     memset(f, 0, sizeof *f);
     f->amd = amd;
-    f->host = (struct cpu_host){.cpuid = fake_cpuid, .opaque = f, .xcr0 = 0xe7, .tsc_khz = 2500000, .mxcsr_mask = 0xffff};
+    f->host = (struct cpu_host){
+        .cpuid = fake_cpuid, .opaque = f, .xcr0 = 0xe7, .tsc_khz = 2500000, .mxcsr_mask = 0xffff};
 }

@@ -74,7 +74,8 @@ static void bad_specs_are_refused_in_one_line(void **state)
     refused(&f, "v4", "--cpu v4: this host's processor lacks 'avx512dq'; use --cpu default");
     refused(&f, "v5", "--cpu: unknown processor 'v5'; use one of default host v2 v3 v4 pentium2 pentium 486");
     refused(&f, "v3,+sha_ni", "--cpu: this host's processor lacks 'sha_ni'; leave out +sha_ni");
-    refused(&f, "v3,vmx", "--cpu: 'vmx' is no feature; write +name or -name with a flag name of /proc/cpuinfo");
+    refused(&f, "v3,vmx",
+            "--cpu: 'vmx' is no feature; write +name or -name with a flag name of /proc/cpuinfo");
     refused(&f, "v3,+", "--cpu: '+' is no feature; write +name or -name with a flag name of /proc/cpuinfo");
     refused(&f, "v2,-fpu", "--cpu: 'fpu' can't be removed; every model has one");
     refused(&f, "v2,+autoibrs", "--cpu: 'autoibrs' exists on AMD processors only; leave it out");
@@ -287,8 +288,9 @@ static void old_models_are_intels_of_their_time(void **state)
     assert_int_equal(m->phys_bits, 36);
     assert_int_equal(m->xcr0, 0);
     assert_int_equal(m->fpu_mask, 3);
-    assert_int_equal(m->cr4_mask & ~(CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE |
-                                     CR4_PCE | CR4_OSFXSR), 0);
+    assert_int_equal(m->cr4_mask & ~(CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE |
+                                     CR4_PGE | CR4_PCE | CR4_OSFXSR),
+                     0);
     cpu_model_destroy(m);
     m = make(&f, "486");
     v = vcpu_of(m);
@@ -311,7 +313,8 @@ static void clock_factors_turn_tsc_into_nanoseconds(void **state)
         uint64_t scaled = m->pvclock_shift < 0 ? second >> -m->pvclock_shift : second << m->pvclock_shift;
         uint64_t ns = (uint64_t)((unsigned __int128)scaled * m->pvclock_mul >> 32);
         assert_in_range(ns, 999999998, 1000000002);
-        assert_in_range((uint64_t)((unsigned __int128)second * m->ns_per_tsc_q32 >> 32), 1000000000, 1000000001);
+        assert_in_range((uint64_t)((unsigned __int128)second * m->ns_per_tsc_q32 >> 32), 1000000000,
+                        1000000001);
         assert_true(m->pvclock_mul >> 31);
         cpu_model_destroy(m);
     }

@@ -283,7 +283,8 @@ static void hypercalls_answer_enosys_under_kvms_name_only(void **state)
 static void what_is_not_offered_is_undefined(void **state)
 {
     struct world *w = *state;
-    static const uint8_t ops[] = {OP_MONITOR, OP_MWAIT, OP_RSM, OP_RDPKRU, OP_WRPKRU, OP_XSAVES, OP_XRSTORS, OP_UD};
+    static const uint8_t ops[] = {OP_MONITOR, OP_MWAIT,  OP_RSM,     OP_RDPKRU,
+                                  OP_WRPKRU,  OP_XSAVES, OP_XRSTORS, OP_UD};
     enter_long(w, 0);
     for (unsigned i = 0; i < sizeof ops; i++)
         assert_int_equal(run(w, (struct insn){.op = ops[i], .is_mem = 1}), EXC_UD);

@@ -49,7 +49,8 @@ static void fill(struct world *w, uint8_t seed)
     memcpy(x + 512, &bv, 8);
 }
 
-// Loads s.xsave into the host's registers, runs one instruction, saves them back. C code must not run in between.
+// Loads s.xsave into the host's registers, runs one instruction, saves them back. C code must not run in
+// between.
 static __attribute__((noinline)) int with_registers(struct vcpu *v, insn_fn *op, const struct insn *in)
 {
     if (__builtin_setjmp(v->throw_buf)) {
@@ -64,8 +65,15 @@ static __attribute__((noinline)) int with_registers(struct vcpu *v, insn_fn *op,
 
 static int run_at(struct world *w, unsigned op, unsigned op_size, uint64_t address)
 {
-    struct insn in = {.op = (uint8_t)op, .len = 3, .op_size = (uint8_t)op_size, .addr_size = cpu_code64(w->v) ? 8 : 4,
-                      .is_mem = 1, .sreg = SEG_DS, .base = RBX, .index = -1, .scale = 1};
+    struct insn in = {.op = (uint8_t)op,
+                      .len = 3,
+                      .op_size = (uint8_t)op_size,
+                      .addr_size = cpu_code64(w->v) ? 8 : 4,
+                      .is_mem = 1,
+                      .sreg = SEG_DS,
+                      .base = RBX,
+                      .index = -1,
+                      .scale = 1};
     w->v->s.gpr[RBX] = address;
     return with_registers(w->v, insn_table[op], &in);
 }
@@ -83,7 +91,10 @@ static void fill_memory(struct world *w, uint8_t byte)
     assert_true(mem_write(&w->mem, AREA, block, sizeof block));
 }
 
-static void read_memory(struct world *w, uint8_t block[BIG]) { assert_true(mem_read(&w->mem, AREA, block, BIG)); }
+static void read_memory(struct world *w, uint8_t block[BIG])
+{
+    assert_true(mem_read(&w->mem, AREA, block, BIG));
+}
 
 static void assert_bytes(const uint8_t *p, uint8_t byte, unsigned n)
 {
@@ -318,7 +329,8 @@ static void xrstor_refuses_bad_headers_and_mxcsr(void **state)
     uint64_t bv = peek(w, AREA + 512, 8);
     const struct {
         uint64_t at, value;
-    } bad[] = {{512, bv | 1ull << 9}, {520, 1}, {528, 1}, {512, bv | 1ull << 63}, {520, 1ull << 63}, {520, 1ull << 63 | 0x1007}};
+    } bad[] = {{512, bv | 1ull << 9},  {520, 1},          {528, 1},
+               {512, bv | 1ull << 63}, {520, 1ull << 63}, {520, 1ull << 63 | 0x1007}};
     for (unsigned i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         uint64_t old = peek(w, AREA + bad[i].at, 8);
         poke(w, AREA + bad[i].at, bad[i].value, 8);

@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""Drives the gnomon command as a user does: usage errors, exit statuses, sockets, and the terminal.
+
+    test_cli.py GNOMON GUEST
+GUEST is tests/cli/guest.S, built. Every test has a time limit; none sleeps for a fixed time to wait for something.
+"""
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import unittest
+
+GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
+LIMIT_S = 30
+
+
+def gnomon(*arguments, **options):
+    options = {"stdin": subprocess.DEVNULL, **options}
+    return subprocess.run([GNOMON, *arguments], capture_output=True, text=True, timeout=LIMIT_S, **options)
+
+
+def boot(what, *arguments, **options):
+    return gnomon("run", "--kernel", GUEST, "--append", what, *arguments, **options)
+
+
+class Terminal:
+    """gnomon on a pseudo-terminal, in a session of its own."""
+
+    def __init__(self, *arguments):
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        self.text = b""
+        self.process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, *arguments], stdin=self.slave, stdout=self.slave,
+                                        stderr=self.slave, start_new_session=True)
+
+    def until(self, condition, what):
+        deadline = time.monotonic() + LIMIT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {LIMIT_S} s: {what}; the terminal shows {self.text!r}")
+            self.read(0.02)
+
+    def read(self, seconds):
+        if select.select([self.master], [], [], seconds)[0]:
+            self.text += os.read(self.master, 4096)
+
+    def shows(self, text):
+        self.until(lambda: text in self.text, text)
+
+    def raw(self):
+        return not termios.tcgetattr(self.slave)[3] & termios.ICANON
+
+    def restored(self):
+        return termios.tcgetattr(self.slave) == self.before
+
+    def child(self):
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as f:
+            return int(f.read())
+
+    def state(self):
+        with open(f"/proc/{self.process.pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0]
+
+    def end(self):
+        self.until(lambda: self.process.poll() is not None, "the end")
+        return self.process.returncode
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+class Words(unittest.TestCase):
+    def one_line(self, result, status, *parts):
+        self.assertEqual(result.returncode, status, result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        self.assertTrue(result.stderr.startswith("gnomon: "), result.stderr)
+        for part in parts:
+            self.assertIn(part, result.stderr)
+
+    def test_no_argument_says_what_to_type_first(self):
+        result = gnomon()
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("./try", result.stdout)
+        self.assertLess(result.stdout.count("\n"), 20)
+
+    def test_version_help_and_info(self):
+        self.assertRegex(gnomon("--version").stdout, r"^gnomon \d+\.\d+\.\d+\n$")
+        topics = [line.split()[0] for line in gnomon("help").stdout.split("Topics:")[1].splitlines() if line.startswith("  ")]
+        self.assertGreaterEqual(len(topics), 6)
+        for topic in topics:
+            result = gnomon("help", topic)
+            self.assertEqual(result.returncode, 0, topic)
+            self.assertGreater(len(result.stdout), 40)
+        self.assertEqual(gnomon("run", "--help").stdout, gnomon("help", "run").stdout)
+        self.assertIn("processor", gnomon("info").stdout)
+
+    def test_a_full_disk_under_standard_output_is_an_error(self):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([GNOMON, "help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
+        self.one_line(result, 4, "standard output")
+
+    def test_usage_errors(self):
+        self.one_line(gnomon("walk"), 2, "walk")
+        self.one_line(gnomon("help", "nothing"), 2, "nothing")
+        self.one_line(gnomon("run"), 2, "nothing to boot")
+        self.one_line(gnomon("run", "--memroy", "1G"), 2, "did you mean --memory?")
+        self.one_line(boot("x", "--cpus", "2"), 2, "--cpus")
+        self.one_line(boot("x", "--engine", "hardware"), 2, "--engine")
+        self.one_line(boot("x", "--cpu", "z80"), 2, "z80")
+        self.one_line(boot("x", "--cpu", "host,+warp"), 2, "warp")
+
+    def test_files_that_are_no_kernels(self):
+        with tempfile.TemporaryDirectory() as work:
+            path = os.path.join(work, "file")
+            with open(GUEST, "rb") as f:
+                truncated = f.read(100)
+            contents = [b"", b"x", b"hello\n" * 1000, os.urandom(65536), b"\x7fELF" + bytes(60), truncated]
+            for content in contents:
+                with open(path, "wb") as f:
+                    f.write(content)
+                self.one_line(gnomon("run", "--kernel", path), 2, path)
+            self.one_line(gnomon("run", "--kernel", work), 2, work)
+            self.one_line(gnomon("run", "--kernel", path + ".none"), 2, path + ".none")
+            self.one_line(boot("x", "--initrd", path + ".none"), 2, path + ".none")
+            self.one_line(boot("x", "--disk", path + ".none"), 2, path + ".none")
+            self.one_line(gnomon("run", "--bios", path), 2, path)
+
+    def test_an_unwritable_serial_file_is_a_host_error(self):
+        self.one_line(boot("x", "--serial", "file:/no/such/file"), 4, "/no/such/file")
+
+    def test_a_failed_start_leaves_nothing(self):
+        with tempfile.TemporaryDirectory() as work:
+            result = gnomon("run", "--kernel", "/no/such/kernel", "--serial", f"file:{work}/log", "--serial", f"unix:{work}/sock")
+            self.assertEqual(result.returncode, 2)
+            self.assertEqual(os.listdir(work), [])
+
+
+class Statuses(unittest.TestCase):
+    def test_debug_exit_gives_the_guests_status(self):
+        result = boot("x")
+        self.assertEqual((result.returncode, result.stdout), (85, "up\n"))
+
+    def test_triple_fault_is_6_and_shows_the_processor(self):
+        result = boot("t")
+        self.assertEqual(result.returncode, 6)
+        for word in ("triple fault", "RIP", "CR3", "GDTR", "ud2"):
+            self.assertIn(word, result.stderr)
+
+    def test_triple_fault_may_reset_or_halt(self):
+        for what in ("reset", "halt"):
+            result = boot("t", "--on-crash", what, "--timeout", "1")
+            self.assertEqual(result.returncode, 10, what)
+            ups = result.stdout.count("up")
+            self.assertEqual(ups == 1, what == "halt", f"{what}: {ups}")
+
+    def test_reset_boots_again_or_is_12(self):
+        self.assertEqual(boot("r", "--on-reboot", "exit").returncode, 12)
+        result = boot("r", "--timeout", "1")
+        self.assertEqual(result.returncode, 10)
+        self.assertGreater(result.stdout.count("up"), 1)
+
+    def test_time_limit_is_10_for_a_loop_and_for_a_halted_cpu(self):
+        for what in ("l", "h"):
+            start = time.monotonic()
+            self.assertEqual(boot(what, "--timeout", "0.5").returncode, 10)
+            self.assertLess(time.monotonic() - start, 5)
+
+    def test_signals_to_end_are_8(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "l"], stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE)
+            self.assertEqual(process.stdout.read(4), b"up\r\n")
+            process.send_signal(number)
+            self.assertEqual(process.wait(timeout=LIMIT_S), 8)
+            process.stdout.close()
+
+    def test_stats_are_one_line_of_json(self):
+        result = boot("x", "--stats=json")
+        self.assertGreater(json.loads(result.stderr)["time_wall"], 0)
+
+
+class BackEnds(unittest.TestCase):
+    def test_machine_file_and_serial_file(self):
+        with tempfile.TemporaryDirectory() as work:
+            os.symlink(GUEST, os.path.join(work, "kernel"))
+            path = os.path.join(work, "vm.ini")
+            with open(path, "w") as f:
+                f.write("[machine]\nkernel = kernel\nappend = x\nserial = file:log\n")
+            self.assertEqual(gnomon("run", path, cwd="/").returncode, 85)
+            with open(os.path.join(work, "log"), "rb") as f:
+                self.assertEqual(f.read(), b"up\r\n")
+
+    def test_a_pipe_is_echoed_whole(self):
+        text = "".join(f"line {i}\n" for i in range(2000))
+        process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", "--timeout", str(LIMIT_S)],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process.stdin.write(text)
+        process.stdin.close()
+        self.assertEqual(process.stdout.read(len("up\n") + len(text)), "up\n" + text)
+        process.terminate()
+        self.assertEqual(process.wait(timeout=LIMIT_S), 8)
+        process.stdout.close()
+
+    def test_socket_and_a_second_machine_on_it(self):
+        with tempfile.TemporaryDirectory() as work:
+            path = os.path.join(work, "sock")
+            process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", "--serial", f"unix:{path}"],
+                                       stdin=subprocess.DEVNULL)
+            deadline = time.monotonic() + LIMIT_S
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(LIMIT_S)
+            while True:
+                try:
+                    client.connect(path)
+                    break
+                except OSError:
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.01)
+            client.sendall(b"ping")
+            got = b""
+            while not got.endswith(b"ping"):
+                got += client.recv(100)
+            result = boot("x", "--serial", f"unix:{path}")
+            self.assertEqual(result.returncode, 4)
+            self.assertIn("another machine", result.stderr)
+            process.terminate()
+            self.assertEqual(process.wait(timeout=LIMIT_S), 8)
+            client.close()
+            self.assertFalse(os.path.exists(path))
+
+    def test_pseudo_terminal_is_named_and_works(self):
+        process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", "--serial", "pty"],
+                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        line = process.stderr.readline()
+        self.assertRegex(line, r"^gnomon: COM1 is /dev/pts/\d+\n$")
+        fd = os.open(line.split()[-1], os.O_RDWR | os.O_NOCTTY)
+        os.write(fd, b"ping")
+        got = b""
+        while not got.endswith(b"ping"):
+            self.assertTrue(select.select([fd], [], [], LIMIT_S)[0])
+            got += os.read(fd, 100)
+        os.close(fd)
+        process.terminate()
+        self.assertEqual(process.wait(timeout=LIMIT_S), 8)
+        process.stderr.close()
+
+
+class OnATerminal(unittest.TestCase):
+    def start(self, *arguments):
+        terminal = Terminal(*arguments)
+        self.addCleanup(terminal.close)
+        terminal.shows(b"up")
+        self.assertTrue(terminal.raw())
+        return terminal
+
+    def ends(self, terminal, status):
+        self.assertEqual(terminal.end(), status)
+        self.assertTrue(terminal.restored())
+
+    def test_ctrl_a_x_ends_a_loop(self):
+        terminal = self.start("--append", "l")
+        os.write(terminal.master, b"\x01x")
+        self.ends(terminal, 8)
+
+    def test_keys_reach_the_guest_and_ctrl_a_commands_do_not(self):
+        terminal = self.start("--append", "e")
+        os.write(terminal.master, b"a\x03\x1a\x01\x01b")
+        terminal.shows(b"a\x03\x1a\x01b")
+        os.write(terminal.master, b"\x01h")
+        terminal.shows(b"this list")
+        os.write(terminal.master, b"\x01s")
+        terminal.shows(b"time_wall")
+        os.write(terminal.master, b"\x01x")
+        self.ends(terminal, 8)
+
+    def test_terminal_is_restored_when_the_machine_ends(self):
+        terminal = Terminal("--append", "x")
+        self.addCleanup(terminal.close)
+        self.ends(terminal, 85)
+
+    def test_terminal_is_restored_after_a_crash_of_ours(self):
+        terminal = self.start("--append", "l")
+        os.kill(terminal.child(), signal.SIGKILL)
+        self.ends(terminal, 8)
+        terminal = self.start("--append", "h")
+        os.kill(terminal.child(), signal.SIGABRT)
+        self.ends(terminal, 4)
+        terminal.shows(b"crashed")
+
+    def test_terminal_is_restored_when_the_watcher_is_killed(self):
+        terminal = self.start("--append", "l")
+        os.kill(terminal.process.pid, signal.SIGKILL)
+        terminal.until(terminal.restored, "the terminal restored")
+
+    def test_terminal_is_restored_while_stopped(self):
+        terminal = self.start("--append", "l")
+        os.kill(terminal.process.pid, signal.SIGTSTP)
+        terminal.until(lambda: terminal.state() == "T", "stopped")
+        self.assertTrue(terminal.restored())
+        os.kill(terminal.process.pid, signal.SIGCONT)
+        terminal.until(terminal.raw, "raw again")
+        os.write(terminal.master, b"\x01x")
+        self.ends(terminal, 8)
+
+    def test_usage_error_leaves_the_terminal_alone(self):
+        terminal = Terminal("--memory", "lots")
+        self.addCleanup(terminal.close)
+        self.ends(terminal, 2)
+
+
+unittest.main(argv=sys.argv[:1] + sys.argv[3:])
