@@ -240,7 +240,7 @@ static void kill_block(struct dbt *d, struct block *b)
         unlink_exit(d, &b->exits[i]);
     for (unsigned c = 0; c < d->context_count; c++) {
         unsigned i = b->rip & 0xffff;
-        if (d->contexts[c].code[i] == b->code)
+        if (d->contexts[c].code[i] == b->code_parked)
             d->contexts[c].tag[i] = i == 0;
     }
 }
@@ -294,16 +294,23 @@ struct block *cache_block_at(struct dbt *d, uint64_t at)
     return at < (uint64_t)b->code + b->code_len ? b : NULL;
 }
 
-bool cache_guest_rip(struct block *b, uint64_t at, uint64_t *rip, bool *start)
+const struct map_entry *cache_map(const struct block *b, uint64_t at)
 {
     uint32_t off = (uint32_t)(at - b->code);
     for (unsigned i = b->map_count; i-- > 0;)
-        if (b->map[i].host <= off) {
-            *rip = b->rip + b->map[i].guest;
-            *start = b->map[i].host == off && !b->map[i].shadow;
-            return true;
-        }
-    return false;
+        if (b->map[i].host <= off)
+            return &b->map[i];
+    return NULL;
+}
+
+bool cache_guest_rip(struct block *b, uint64_t at, uint64_t *rip, bool *start)
+{
+    const struct map_entry *m = cache_map(b, at);
+    if (!m)
+        return false;
+    *rip = b->rip + m->guest;
+    *start = m->host == (uint32_t)(at - b->code) && !m->shadow;
+    return true;
 }
 
 bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip)
@@ -325,7 +332,7 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
             d->far_log[g][d->far_count[g]++] = e;
             e->logged = 1;
         }
-        *(uint64_t *)(uint64_t)e->site = to->code;
+        *(uint64_t *)(uint64_t)e->site = to->code_parked;
     } else {
         if ((e->from->gpa ^ to->gpa) >> PAGE_SHIFT)
             return;
@@ -343,10 +350,10 @@ void cache_ib_set(struct dbt *d, struct block *b)
     if (!c || b->straddles || b->key != c->key)
         return;
     unsigned i = b->rip & 0xffff, g = b->global;
-    if (c->tag[i] == -b->rip && c->code[i] == b->code)
+    if (c->tag[i] == b->rip && c->code[i] == b->code_parked)
         return;
-    c->tag[i] = -b->rip;
-    c->code[i] = b->code;
+    c->tag[i] = b->rip;
+    c->code[i] = b->code_parked;
     if (d->ib_count[g] < IB_LOG)
         d->ib_log[g][d->ib_count[g]++] = (uint32_t)(c - d->contexts) << 16 | i;
 }

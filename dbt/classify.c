@@ -348,36 +348,13 @@ void emit_site(struct translation *t, struct ginsn *g)
     fill_insn(g, &s->in);
     if (g->cls == CLASS_GATHER)
         fill_gather(g, &s->in, &s->gather);
+    enum flag_place flags = t->flags;
+    if (flags == FLAGS_HOST)
+        flags_park(t);
+    t->flags = flags;
     a_mov_imm(a, T0, (uint64_t)s);
     a_jmp_to(a, g->cls == CLASS_STRING   ? t->d->stub_string
                 : g->cls == CLASS_GATHER ? t->d->stub_gather
                                          : t->d->stub_sensitive);
     t->ended = true;
-}
-
-uint32_t flags_read(const struct ginsn *g)
-{
-    if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
-        return FL_ARITH;
-    return g->z.cpu_flags ? g->z.cpu_flags->tested & FL_ARITH : 0;
-}
-
-uint32_t flags_killed(const struct ginsn *g)
-{
-    const ZydisDecodedInstruction *z = &g->z;
-    if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
-        return 0;
-    switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_SHL:
-    case ZYDIS_MNEMONIC_SHR:
-    case ZYDIS_MNEMONIC_SAR:
-    case ZYDIS_MNEMONIC_ROL:
-    case ZYDIS_MNEMONIC_ROR:
-    case ZYDIS_MNEMONIC_RCL:
-    case ZYDIS_MNEMONIC_RCR:
-    case ZYDIS_MNEMONIC_SHLD:
-    case ZYDIS_MNEMONIC_SHRD: return 0; // a count of zero changes nothing
-    default: break;
-    }
-    return (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & ~z->cpu_flags->undefined & FL_ARITH;
 }

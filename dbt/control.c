@@ -52,11 +52,11 @@ static void load_sized(struct translation *t, unsigned size, unsigned dst) // ds
 
 enum { PUSH_REG, PUSH_IMM, PUSH_TMP };
 
-static void emit_push(struct translation *t, unsigned size, int kind, uint64_t value, bool live)
+static void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
 {
     struct asm_buf *a = &t->a;
     struct ea ea = stack_ea(t, -(int64_t)size);
-    mem_begin(t, &ea, size, true, false, live);
+    mem_begin(t, &ea, size, true, false);
     mem_combine(t);
     if (kind == PUSH_REG)
         store_sized(t, size, guest_in(t, (unsigned)value, T0));
@@ -76,10 +76,10 @@ static void emit_push(struct translation *t, unsigned size, int kind, uint64_t v
 }
 
 // T0 = value popped (zero-extended); RSP is not changed yet.
-static void emit_peek_stack(struct translation *t, unsigned size, bool live)
+static void emit_peek_stack(struct translation *t, unsigned size)
 {
     struct ea ea = stack_ea(t, 0);
-    mem_begin(t, &ea, size, false, false, live);
+    mem_begin(t, &ea, size, false, false);
     mem_combine(t);
     load_sized(t, size, T0);
 }
@@ -108,30 +108,38 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     return e;
 }
 
+// Exits other than to the same page leave with live flags parked.
+static void leave_parked(struct translation *t)
+{
+    if (t->flags == FLAGS_HOST)
+        flags_park(t);
+}
+
 void emit_exit_to(struct translation *t, uint64_t rip)
 {
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
+    enum flag_place flags = t->flags;
     rip &= t->rip_mask;
     t->ended = true;
-    if (one(t)) {
+    struct exit *e = one(t) ? NULL : new_exit(t, rip);
+    if (!e) {
+        leave_parked(t);
         a_mov_imm(a, T0, rip);
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
-        return;
-    }
-    struct exit *e = new_exit(t, rip);
-    if (!e) {
-        a_mov_imm(a, T0, rip);
-        a_jmp_to(a, d->stub_step);
     } else if (e->kind == EXIT_FAR) {
+        leave_parked(t);
         a8(a, 0xff); // jmp [slot]
         a_abs(a, 4, e->site, 0);
         cold_add(t, COLD_EXIT, 0, false, NULL)->exit = e;
     } else {
+        if (t->flags == FLAGS_PARKED)
+            flags_unpark(t);
         uint8_t *site = a_jmp(a);
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
     }
+    t->flags = flags;
 }
 
 // The same if the host's condition `cc` holds, else on to the next host instruction.
@@ -155,26 +163,23 @@ void emit_exit_indirect(struct translation *t)
 {
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
+    enum flag_place flags = t->flags;
     t->ended = true;
+    leave_parked(t);
     if (one(t)) {
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
-        return;
-    }
-    if (!d->context) {
+    } else if (!d->context) {
         a_jmp_to(a, d->stub_ib_miss);
-        return;
+    } else { // if (tag[rip & 0xffff] == rip) goto *code[...]
+        a_movzx16(a, T1, T0);
+        a_rex(a, 8, T0, T1, 0, 0);
+        a8(a, 0x3b);
+        a_table(a, T0, (uint64_t)d->context->tag, T1);
+        a_jcc_to(a, CC_NE, d->stub_ib_miss);
+        a8(a, 0xff);
+        a_table(a, 4, (uint64_t)d->context->code, T1);
     }
-    // if (tag[rip & 0xffff] == rip) goto *code[...], through RCX and JRCXZ: flags stay as they are
-    a_movzx16(a, T1, T0);
-    a_store_abs(a, 8, DBT(t, spill_cx), H_CX);
-    a_load_table(a, H_CX, (uint64_t)d->context->tag, T1); // holds -RIP
-    a_lea(a, 8, H_CX, H_CX, T0, 1, 0);
-    a_bytes(a, "\xe3\x0c", 2); // jrcxz +12
-    a_load_abs(a, 8, H_CX, DBT(t, spill_cx)); // 7 bytes
-    a_jmp_to(a, d->stub_ib_miss);             // 5 bytes
-    a_load_abs(a, 8, H_CX, DBT(t, spill_cx));
-    a8(a, 0xff); // jmp [code + t1*8]
-    a_table(a, 4, (uint64_t)d->context->code, T1);
+    t->flags = flags;
 }
 
 static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect, uint64_t target)
@@ -182,6 +187,7 @@ static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
     uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    enum flag_place flags = t->flags;
     if (one(t)) {
         if (indirect)
             emit_exit_indirect(t);
@@ -193,27 +199,22 @@ static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect
     uint8_t *go = a->p + 1;
     a8(a, 0xe8);
     a32(a, 0);
-    // landing: T0 is the RIP the guest's RET popped
-    if ((int64_t)next == (int32_t)next && next) {
-        a_lea(a, 8, T1, T0, -1, 1, (int32_t) - (int64_t)next);
-        if ((int32_t)next == INT32_MIN) { // -next does not fit
-            a_mov_imm(a, T1, -next);
-            a_lea(a, 8, T1, T1, T0, 1, 0);
-        }
+    // landing: T0 is the RIP the guest's RET popped, flags are parked
+    if ((int64_t)next == (int32_t)next) {
+        a_rex(a, 8, 0, 0, T0, 0);
+        a8(a, 0x81);
+        a_modrm(a, 3, 7, T0);
+        a32(a, (uint32_t)next);
     } else {
-        a_mov_imm(a, T1, -next);
-        a_lea(a, 8, T1, T1, T0, 1, 0);
+        a_mov_imm(a, T1, next);
+        a_rex(a, 8, T1, 0, T0, 0);
+        a8(a, 0x39);
+        a_modrm(a, 3, T1, T0);
     }
-    a_rex(a, 8, T1, 0, H_CX, 0); // xchg rdi, rcx
-    a8(a, 0x87);
-    a_modrm(a, 3, T1, H_CX);
-    a_bytes(a, "\xe3\x08", 2); // jrcxz +8
-    a_rex(a, 8, T1, 0, H_CX, 0);
-    a8(a, 0x87);
-    a_modrm(a, 3, T1, H_CX);           // 3 bytes
-    a_jmp_to(a, d->stub_ret_miss);     // 5 bytes
-    a_mov_rr(a, 8, H_CX, T1);
+    a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
+    t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
+    t->flags = flags;
     a_patch(a, go);
     if (indirect)
         emit_exit_indirect(t);
@@ -228,12 +229,13 @@ static void emit_ret(struct translation *t, struct ginsn *g)
     if (t->code_size == 8)
         size = 8;
     int32_t extra = g->z.raw.imm[0].size ? (int32_t)(g->z.raw.imm[0].value.u & 0xffff) : 0;
-    emit_peek_stack(t, size, g->live != 0);
+    emit_peek_stack(t, size);
     stack_adjust(t, (int32_t)size + extra);
     if (one(t)) {
         emit_exit_indirect(t);
         return;
     }
+    leave_parked(t);
     a8(a, 0xc3);
     t->ended = true;
 }
@@ -297,7 +299,7 @@ static void emit_load_target(struct translation *t, struct ginsn *g)
     unsigned size;
     bool rd, wr;
     if (mem_operand(g, &ea, &size, &rd, &wr) && g->z.raw.modrm.mod != 3) {
-        mem_begin(t, &ea, size, false, false, g->live != 0);
+        mem_begin(t, &ea, size, false, false);
         mem_combine(t);
         load_sized(t, size, T0);
         return;
@@ -320,7 +322,7 @@ static void emit_call(struct translation *t, struct ginsn *g)
         emit_load_target(t, g);
         a_store_abs(a, 8, DBT(t, tmp), T0);
     }
-    emit_push(t, size, PUSH_IMM, next, g->live != 0);
+    emit_push(t, size, PUSH_IMM, next);
     if (indirect)
         a_load_abs(a, 8, T0, DBT(t, tmp));
     emit_call_tail(t, g, indirect, indirect ? 0 : branch_target(t, g));
@@ -332,25 +334,24 @@ static void emit_push_insn(struct translation *t, struct ginsn *g)
     unsigned size = g->z.operand_width / 8u;
     if (t->code_size == 8 && size == 4)
         size = 8;
-    bool live = g->live != 0;
     struct ea ea;
     unsigned msize;
     if (g->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         uint64_t v = g->z.raw.imm[0].is_signed ? (uint64_t)g->z.raw.imm[0].value.s : g->z.raw.imm[0].value.u;
         if (g->z.raw.imm[0].size == 32)
             v = (uint64_t)(int32_t)g->z.raw.imm[0].value.u;
-        emit_push(t, size, PUSH_IMM, size == 8 ? v : size == 4 ? (uint32_t)v : (uint16_t)v, live);
+        emit_push(t, size, PUSH_IMM, size == 8 ? v : size == 4 ? (uint32_t)v : (uint16_t)v);
     } else if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
         unsigned r = g->z.opcode == 0xff ? insn_fields(g).rm : insn_fields(g).opreg;
-        emit_push(t, size, PUSH_REG, r, live);
+        emit_push(t, size, PUSH_REG, r);
     } else {
         bool rd, wr;
         mem_operand(g, &ea, &msize, &rd, &wr);
-        mem_begin(t, &ea, size, false, false, live);
+        mem_begin(t, &ea, size, false, false);
         mem_combine(t);
         load_sized(t, size, T0);
         a_store_abs(a, 8, DBT(t, tmp), T0);
-        emit_push(t, size, PUSH_TMP, 0, live);
+        emit_push(t, size, PUSH_TMP, 0);
     }
 }
 
@@ -376,8 +377,7 @@ static void emit_pop_insn(struct translation *t, struct ginsn *g)
     unsigned size = g->z.operand_width / 8u;
     if (t->code_size == 8 && size == 4)
         size = 8;
-    bool live = g->live != 0;
-    emit_peek_stack(t, size, live);
+    emit_peek_stack(t, size);
     if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
         unsigned r = g->z.opcode == 0x8f ? insn_fields(g).rm : insn_fields(g).opreg;
         stack_adjust(t, (int32_t)size); // uses T1 only
@@ -391,7 +391,7 @@ static void emit_pop_insn(struct translation *t, struct ginsn *g)
     mem_operand(g, &ea, &msize, &rd, &wr);
     if (ea.base == RSP) // the address uses RSP after the pop
         ea.disp += size;
-    mem_begin(t, &ea, size, true, false, live);
+    mem_begin(t, &ea, size, true, false);
     mem_combine(t);
     a_load_abs(a, 8, T0, DBT(t, tmp));
     store_sized(t, size, T0);
@@ -406,7 +406,7 @@ static void emit_leave(struct translation *t, struct ginsn *g)
         size = 8;
     struct ea ea = stack_ea(t, 0);
     ea.base = RBP;
-    mem_begin(t, &ea, size, false, false, g->live != 0);
+    mem_begin(t, &ea, size, false, false);
     mem_combine(t);
     load_sized(t, size, T0);
     // RSP = RBP (in the stack's width) + size, then RBP = popped
@@ -466,7 +466,7 @@ static void emit_bit_offset(struct translation *t, struct ginsn *g)
     if (ea.addr_size == 2)
         a_movzx16(a, T0, T0);
     struct ea fixed = {.base = EA_IN_T0, .index = -1, .scale = 1, .addr_size = ea.addr_size, .sreg = ea.sreg};
-    mem_begin(t, &fixed, width, wr, wr, true);
+    mem_begin(t, &fixed, width, wr, wr);
     mem_combine(t);
     a_load_abs(a, 8, T0, DBT(t, tmp));
     struct enc e = {.reg = T0, .rm = -1, .vreg = -1, .opreg = -1, .mem = ENC_T1};
@@ -484,7 +484,7 @@ void emit_nothing(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_CLFLUSHOPT:
     case ZYDIS_MNEMONIC_CLWB:
         if (mem_operand(g, &ea, &size, &rd, &wr))
-            mem_begin(t, &ea, 1, false, false, g->live != 0);
+            mem_begin(t, &ea, 1, false, false);
         break;
     default: break;
     }
@@ -586,7 +586,7 @@ void emit_control(struct translation *t, struct ginsn *g)
         a_lea(a, ea.addr_size == 8 ? 8 : 4, T0, T0, H_BX, 1, 0);
         if (ea.addr_size == 2)
             a_movzx16(a, T0, T0);
-        mem_begin(t, &ea, 1, false, false, g->live != 0);
+        mem_begin(t, &ea, 1, false, false);
         mem_combine(t);
         a_bytes(a, "\x8a\x07", 2); // mov al, [rdi]
         break;
@@ -600,10 +600,14 @@ void emit_control(struct translation *t, struct ginsn *g)
         struct ea found;
         if (mem_operand(g, &found, &size, &rd, &wr))
             ea.sreg = found.sreg;
-        mem_begin(t, &ea, g->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16, true, true, g->live != 0);
+        t->operand = SLOW_MASKED;
+        mem_begin(t, &ea, g->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16, true, false);
+        t->operand = 0;
         mem_combine(t); // the host's RDI is T1
         struct enc e = {.reg = -1, .rm = -1, .vreg = -1, .opreg = -1};
         encode(t, g, &e);
+        if (bounce(t))
+            emit_masked_again(t, g, &e);
         break;
     }
     default: break;

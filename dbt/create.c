@@ -1,8 +1,27 @@
 // Making and unmaking a translator: allocation, so libc is allowed here.
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include "dbt/internal.h"
+
+// Their layout is dbt/masked.c's.
+static bool make_windows(struct dbt *d)
+{
+    uint8_t *p = mmap(NULL, MASKED_WINDOWS_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return false;
+    d->windows = p;
+    return !mprotect(p + PAGE_SIZE, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE) &&
+           !mprotect(p + MASKED_STORE_AGAIN + PAGE_SIZE, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE);
+}
+
+// AMD's processors don't ask the SHA instructions' operands to be aligned (SDM vol. 2: exceptions type 4 of Intel's do).
+static bool host_is_amd(void)
+{
+    uint32_t eax, ebx = 0, ecx, edx;
+    return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && (ebx == signature_AMD_ebx || ebx == 0x6f677948); // Auth…, Hygo…
+}
 
 int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
 {
@@ -11,7 +30,7 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
         return -ENOMEM;
     d->v = v;
     d->tr = calloc(1, sizeof *d->tr);
-    int err = d->tr ? cache_create(d) : -ENOMEM;
+    int err = d->tr && make_windows(d) ? cache_create(d) : -ENOMEM;
     if (!err)
         err = stubs_create(d);
     if (!err)
@@ -27,6 +46,7 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
             ZydisDecoderEnableMode(&d->tr->decoder[i], off[m], ZYAN_FALSE);
     }
     classify_init(d->tr);
+    d->tr->sha_unaligned = host_is_amd();
     gather_layout(&d->layout);
     d->key_gen = v->mode_gen - 1;
     v->engine = d;
@@ -49,5 +69,6 @@ void dbt_destroy(struct vcpu *v)
     signal_detach(d);
     cache_destroy(d);
     free(d->tr);
+    munmap(d->windows, MASKED_WINDOWS_SIZE);
     munmap(d, sizeof *d);
 }

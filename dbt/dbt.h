@@ -64,7 +64,8 @@ struct exit { // a direct exit of a block
 struct map_entry { // start of a guest instruction
     uint32_t host; // offset in the block's code
     uint16_t guest; // offset in the block's guest bytes
-    uint16_t shadow; // the instruction before was STI: no interrupt may come between
+    uint8_t shadow; // the instruction before was STI: no interrupt may come between
+    uint8_t parked; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
 };
 
 struct page_link {
@@ -81,6 +82,7 @@ struct block {
     uint64_t rip, gpa, cs_base;
     uint32_t key, cs_limit;
     uint32_t code, code_len; // run address, bytes
+    uint32_t code_parked;    // the way in with flags parked
     uint16_t guest_len, insn_count;
     uint16_t map_count;
     uint8_t dead;
@@ -113,11 +115,20 @@ struct site {
     struct gather gather;
 };
 
+struct masked { // the operand in the windows (dbt/masked.c)
+    uint64_t la;
+    uint8_t *data;   // in the first window
+    unsigned len, split; // bytes; bytes before the second part
+    bool write, ok[2];
+    struct cpu_event event[2]; // of the parts that are not ok
+};
+#define MASKED_WINDOWS_SIZE (9 * PAGE_SIZE)
+
 #define CONTEXTS 24 // modes with an indirect-branch table each
 struct context {
     uint64_t cs_base;
     uint32_t key, cs_limit;
-    uint64_t *tag;  // [65536] RIP, or ~0 for the entry of 0
+    uint64_t *tag;  // [65536] RIP; no RIP has the index of an empty entry's tag
     uint64_t *code; // [65536] run address
 };
 
@@ -137,15 +148,18 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t spill_ax, spill_cx, tmp, target;
     uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
     uint32_t slow_info, flags;
+    uint32_t parked; // guest flags as LAHF and SETO give them
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
     _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];
     uint64_t bounce_la;
     uint32_t bounce_len, bounce_next;
     uint8_t *bounce_data;
+    uint8_t *windows; // MASKED_WINDOWS_SIZE bytes
+    struct masked masked;
 
     // stubs (run addresses)
-    uint64_t stub_enter, stub_service, stub_chain, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
-        stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss, stub_ret_empty, stub_fault;
+    uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
+        stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault;
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
 
     // code cache: two mappings of one memfd
@@ -211,6 +225,7 @@ void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len);
 struct block *cache_block_at(struct dbt *d, uint64_t run_address);
 // Guest RIP of the instruction a run address belongs to; *start: it is at the first host byte of it.
 bool cache_guest_rip(struct block *b, uint64_t run_address, uint64_t *rip, bool *start);
+const struct map_entry *cache_map(const struct block *b, uint64_t run_address); // null: before the first instruction
 // The same from the return address of a call in the block's out-of-line code.
 bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip);
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
@@ -238,7 +253,6 @@ uint64_t run_indirect(struct dbt *d, uint64_t rip);
 uint64_t run_step(struct dbt *d, uint64_t rip);
 uint64_t run_commit(struct dbt *d, uint64_t rip);
 uint64_t run_service(struct dbt *d);
-uint64_t run_ret_miss(struct dbt *d, uint64_t rip);
 _Noreturn void run_fault(struct dbt *d);       // throws d->fault_vector
 uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index); // host address of the operand
 uint64_t run_segment(struct dbt *d, uint64_t offset); // linear address
@@ -250,7 +264,10 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset);  // host address of the bou
 #define SLOW_FLAGS    0x8000u // guest flags are in AX, guest RAX in spill_ax
 #define SLOW_SEG_SHIFT 16
 #define SLOW_READ_TOO 0x80000u // read-modify-write
+#define SLOW_PARKED   0x200000u // guest flags are parked
 #define SLOW_ALIGNED  0x100000u // #GP(0) if not aligned to its size
+#define SLOW_MASKED   0x200000u // parts of the operand may not be accessed at all: dbt/masked.c
+#define SLOW_X87      0x400000u // a pending x87 exception comes before faults of the operand
 
 // ---- string.c
 void string_execute(struct vcpu *v, const struct insn *in);
@@ -258,6 +275,18 @@ void string_execute(struct vcpu *v, const struct insn *in);
 // ---- gather.c
 void gather_layout(struct vector_layout *l);
 void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g);
+
+// ---- masked.c
+#define MASKED_STORE_AGAIN (4 * PAGE_SIZE) // from the first run's operand to the second's
+// Sets up the windows for the operand slow_info tells about; returns where it is there.
+uint64_t masked_open(struct dbt *d, uint64_t offset);
+// Whether a host fault at this address is the operand's. Then v->event is the guest's exception.
+bool masked_fault(struct dbt *d, uint64_t address);
+void masked_commit(struct dbt *d); // after both runs of a store
+// As mmu_fill(), 0 where that would throw or return null.
+uint64_t masked_fill(struct dbt *d, uint64_t la, bool write);
+// As cpu_linear(), false where that would throw.
+bool masked_linear(struct dbt *d, unsigned sreg, uint64_t offset, unsigned size, bool write, uint64_t *la);
 
 // ---- signal.c
 int signal_attach(struct dbt *d);

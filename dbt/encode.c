@@ -301,11 +301,14 @@ static unsigned free_host(const struct ginsn *g, const struct enc *e, unsigned t
 }
 
 // Vector operands that must be aligned to their size: legacy SSE with 16 bytes, and the aligned and non-temporal moves.
-static bool needs_alignment(const struct ginsn *g, unsigned size)
+static bool needs_alignment(const struct translation *t, const struct ginsn *g, unsigned size)
 {
     if (size < 16)
         return false;
     switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_SHA1MSG1: case ZYDIS_MNEMONIC_SHA1MSG2: case ZYDIS_MNEMONIC_SHA1NEXTE:
+    case ZYDIS_MNEMONIC_SHA1RNDS4: case ZYDIS_MNEMONIC_SHA256MSG1: case ZYDIS_MNEMONIC_SHA256MSG2:
+    case ZYDIS_MNEMONIC_SHA256RNDS2: return !t->sha_unaligned;
     case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
     case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM: return false;
@@ -317,6 +320,49 @@ static bool needs_alignment(const struct ginsn *g, unsigned size)
     return g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 && g->z.meta.isa_ext != ZYDIS_ISA_EXT_BASE;
 }
 
+// Instructions that may leave parts of their memory operand alone.
+static bool is_masked(const struct ginsn *g)
+{
+    switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
+    default:
+        return g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && g->z.avx.mask.mode > ZYDIS_MASK_MODE_DISABLED &&
+               g->z.avx.mask.reg != ZYDIS_REGISTER_K0;
+    }
+}
+
+// x87 and MMX instructions first raise the exception that is pending, except those that look at it.
+static bool waits_for_x87(const struct ginsn *g)
+{
+    switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW: return false;
+    case ZYDIS_MNEMONIC_FISTTP: return true;
+    default: break;
+    }
+    for (unsigned i = 0; i < g->z.operand_count; i++)
+        if (g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(g->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+}
+
+static uint32_t operand_rules(const struct translation *t, const struct ginsn *g, unsigned size)
+{
+    if (is_masked(g))
+        return SLOW_MASKED;
+    return (needs_alignment(t, g, size) ? SLOW_ALIGNED : 0) | (waits_for_x87(g) ? SLOW_X87 : 0);
+}
+
+// The second run of a masked store, on the other window.
+void emit_masked_again(struct translation *t, const struct ginsn *g, const struct enc *e)
+{
+    a_lea(&t->a, 8, T1, T1, -1, 1, MASKED_STORE_AGAIN);
+    encode(t, g, e);
+}
+
 void emit_plain(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
@@ -325,16 +371,17 @@ void emit_plain(struct translation *t, struct ginsn *g)
     unsigned n = gpr_uses(g, &e, use);
     struct ea ea;
     unsigned size;
-    bool rd, wr, mem = mem_operand(g, &ea, &size, &rd, &wr), high = false;
+    bool rd, wr, mem = mem_operand(g, &ea, &size, &rd, &wr), high = false, twice = false;
 
     for (unsigned i = 0; i < n; i++)
         high |= use[i].high;
     if (mem) {
         // An x87 store that raises an unmasked exception stores nothing.
-        bool keeps = wr && (rd || g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87);
-        t->aligned = needs_alignment(g, size);
-        mem_begin(t, &ea, size, wr, keeps, g->live != 0);
-        t->aligned = false;
+        bool keeps = wr && (rd || g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87 || g->z.mnemonic == ZYDIS_MNEMONIC_FISTTP);
+        t->operand = operand_rules(t, g, size);
+        mem_begin(t, &ea, size, wr, keeps);
+        twice = bounce(t) && wr && t->operand & SLOW_MASKED;
+        t->operand = 0;
         e.mem = ENC_T1T0;
     }
     // Registers without a host register of their own, or one that can't be encoded beside AH..BH, get a scratch.
@@ -367,7 +414,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
             scratch_host[s] = 0xff;
         }
         scratch_write[s] |= u->write;
-        scratch_read[s] |= u->read || u->size < 4 || u->maybe;
+        scratch_read[s] |= u->read || u->size < 4 || u->maybe || g->z.mnemonic == ZYDIS_MNEMONIC_BSF ||
+                           g->z.mnemonic == ZYDIS_MNEMONIC_BSR; // a source of zero leaves the destination alone
         *u->field = -2 - (int)s;
     }
     unsigned taken = 0;
@@ -402,6 +450,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
         if (use[i].size == 1 && !use[i].high && *use[i].field >= 4 && *use[i].field < 8)
             e.byte_low = true;
     encode(t, g, &e);
+    if (twice)
+        emit_masked_again(t, g, &e);
     for (unsigned s = 0; s < scratches; s++) {
         if (scratch_write[s])
             store_guest(t, scratch_guest[s], scratch_host[s]);

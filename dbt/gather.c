@@ -1,6 +1,7 @@
 // Gathers and scatters touch as many pages as they have elements, so one check can't cover them: their elements are moved
 // one by one between guest memory and the saved vector state (SDM vol. 2, VPGATHER*, VPSCATTER*). A fault leaves the
-// elements done before it done, with their mask bits cleared, as the processor does.
+// elements done before it done, their mask elements (of those that were off, too) cleared and the destination's upper part
+// zeroed, as the processor does.
 #include <cpuid.h>
 #include "dbt/dbt.h"
 
@@ -73,7 +74,8 @@ static void zero_above(struct vcpu *v, const struct vector_layout *l, unsigned r
 }
 
 // One element between memory and the saved state. May throw; the caller has the FPU state saved.
-static void element(struct vcpu *v, const struct vector_layout *l, const struct insn *in, const struct gather *g, unsigned i)
+static void element(struct vcpu *v, const struct vector_layout *l, const struct insn *in, const struct gather *g, unsigned i,
+                    unsigned bytes)
 {
     uint64_t x = get(v, l, g->index, i, g->index_size);
     int64_t index = g->index_size == 8 ? (int64_t)x : (int32_t)x;
@@ -88,6 +90,7 @@ static void element(struct vcpu *v, const struct vector_layout *l, const struct 
     } else {
         mmu_read(v, la, &value, g->element, ACC_READ | mmu_acc(v));
         set(v, l, g->data, i, g->element, value);
+        zero_above(v, l, g->data, bytes);
     }
 }
 
@@ -100,11 +103,11 @@ void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g
     cpu_fpu_save(v); // an element that faults leaves through the run loop, which loads it again
     d->fpu_saved = 1;
     *bv |= 2 | 4 | (l->zmm_hi ? 0xe0 : 0);
-    for (unsigned i = 0; i < count; i++)
-        if (wanted(v, l, g, i)) {
-            element(v, l, in, g, i);
-            done(v, l, g, i);
-        }
+    for (unsigned i = 0; i < count; i++) {
+        if (wanted(v, l, g, i))
+            element(v, l, in, g, i, count * g->element);
+        done(v, l, g, i);
+    }
     if (!g->evex)
         zero_above(v, l, g->mask, 0);
     else

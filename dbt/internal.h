@@ -28,10 +28,21 @@ struct cold {
 };
 
 #define EA_IN_T0 (-2) // as base: the offset is in T0 already
+// Where the guest's arithmetic flags are while a block is emitted (dbt/flags.c).
+enum flag_place { FLAGS_DEAD, FLAGS_HOST, FLAGS_PARKED };
+
 struct ea { // a memory operand: registers by guest number
     int base, index; // -1: none
     unsigned scale, addr_size, sreg;
     int64_t disp;
+};
+
+struct window { // the bytes of the page(s) being translated
+    uint64_t la;   // of byte 0
+    uint64_t gpa;
+    const uint8_t *p;
+    unsigned len;
+    uint8_t joined[32]; // an instruction crossing into the next page
 };
 
 struct translation {
@@ -49,7 +60,10 @@ struct translation {
     unsigned cold_count;
     struct map_entry map[MAX_INSNS];
     uint64_t rip_mask;  // of the next RIP in this mode
-    bool aligned;       // the next operand must be aligned to its size, which is checked before its page
+    uint32_t operand;   // SLOW_ALIGNED, SLOW_MASKED, SLOW_X87: of the next operand
+    bool sha_unaligned; // SHA instructions of this host take unaligned operands
+    enum flag_place flags;
+    const struct window *window;
     bool committed;     // KEY_BOUNCE: the instruction writes; leave through the commit stub
     bool ended;         // the last instruction left the block
 };
@@ -62,8 +76,8 @@ static inline unsigned host_reg(unsigned guest) { return host_of_guest[guest & 1
 static inline bool bounce(const struct translation *t) { return t->key & KEY_BOUNCE; }
 
 // ---- operand.c
-// Makes the operand reachable: afterwards it is at host [T1 + T0]. `live`: guest flags must survive.
-void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too, bool live);
+// Makes the operand reachable: afterwards it is at host [T1 + T0]. Flags in the host survive, parked ones are left alone.
+void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too);
 void mem_combine(struct translation *t); // to [T1]; T0 is free
 void mem_offset(struct translation *t, const struct ea *ea); // T0 = offset, before segmentation
 struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool write, uint8_t *from);
@@ -84,8 +98,17 @@ struct enc {
     bool byte_low; // an 8-bit operand is one of the host's SPL..DIL
 };
 void encode(struct translation *t, const struct ginsn *g, const struct enc *e);
+void emit_masked_again(struct translation *t, const struct ginsn *g, const struct enc *e);
 struct fields { unsigned reg, rm, vreg, opreg; bool rex; };
 struct fields insn_fields(const struct ginsn *g); // architectural register numbers of the encoding's fields
+
+// ---- flags.c
+void flags_before(struct translation *t, const struct ginsn *g); // brings them to where the instruction wants them
+void flags_after(struct translation *t, const struct ginsn *g);
+void flags_park(struct translation *t);   // host -> memory; uses T1
+void flags_unpark(struct translation *t); // memory -> host; uses T1
+uint32_t flags_read(const struct ginsn *g);
+uint32_t flags_killed(const struct ginsn *g);
 
 // ---- control.c
 void emit_control(struct translation *t, struct ginsn *g);
@@ -103,5 +126,7 @@ void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a
 // ---- inline.c: hot sensitive instructions without a call
 bool can_inline(const struct translation *t, const struct ginsn *g);
 void emit_inline(struct translation *t, struct ginsn *g, bool last);
-uint32_t flags_read(const struct ginsn *g);
-uint32_t flags_killed(const struct ginsn *g);
+
+// ---- translate.c
+// Flags that the code at `rip` may read before writing them, looking only into the block's own page.
+uint32_t peek_live(struct translation *t, uint64_t rip);

@@ -98,6 +98,7 @@ void mode_update(struct dbt *d)
             d->context_count = 0;
             d->context = find_context(d, k);
         }
+        *(uint64_t *)d->ras_base = d->context ? d->stub_ret_empty[d->context - d->contexts] : d->stub_ret_none;
         ras_reset(d);
     }
     d->key = k;

@@ -9,7 +9,7 @@
 //     mov   t1, [host_page + t1*8]
 //     op    [t1 + t0]
 //
-// Where guest flags are live, LAHF/SETO into a spilled RAX surround the comparison. Nothing the guest can see has
+// Where guest flags are in the host's, LAHF/SETO into a spilled RAX surround the comparison. Nothing the guest can see has
 // changed before `op`, so a miss can raise the guest's fault with the state before the instruction.
 // In a bounce block the same place calls out for a buffer instead.
 #include "dbt/internal.h"
@@ -126,11 +126,12 @@ struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool 
     return c;
 }
 
-void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too, bool live)
+void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too)
 {
     struct asm_buf *a = &t->a;
-    uint32_t info = (uint32_t)size | (write ? SLOW_WRITE : 0) | (live ? SLOW_FLAGS : 0) | ea->sreg << SLOW_SEG_SHIFT |
-                    (read_too ? SLOW_READ_TOO : 0) | (t->aligned ? SLOW_ALIGNED : 0);
+    bool live = t->flags == FLAGS_HOST;
+    uint32_t info = (uint32_t)size | (write ? SLOW_WRITE : 0) | (live ? SLOW_FLAGS : 0) | (t->flags == FLAGS_PARKED ? SLOW_PARKED : 0) | ea->sreg << SLOW_SEG_SHIFT |
+                    (read_too ? SLOW_READ_TOO : 0) | t->operand;
     mem_offset(t, ea);
     if (bounce(t)) {
         a_store_imm32_abs(a, 4, DBT(t, slow_info), info);
@@ -196,7 +197,7 @@ void mem_cold(struct translation *t)
             if (c->exit->kind == EXIT_FAR)
                 *(uint64_t *)(uint64_t)c->exit->site = c->exit->cold;
             a_mov_imm(a, T0, (uint64_t)c->exit);
-            a_jmp_to(a, t->d->stub_chain);
+            a_jmp_to(a, c->exit->kind == EXIT_FAR ? t->d->stub_chain : t->d->stub_chain_host);
             continue;
         }
         a_store_imm32_abs(a, 4, DBT(t, slow_info), c->info);

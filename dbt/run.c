@@ -60,13 +60,13 @@ static uint64_t next_code(struct dbt *d)
     if (v->mode_gen == d->key_gen && !d->force && d->context &&
         !(v->s.rflags & FL_TF || v->s.shadow & (SHADOW_STI | SHADOW_MOV_SS))) {
         unsigned i = v->s.rip & 0xffff;
-        if (d->context->tag[i] + v->s.rip == 0)
+        if (d->context->tag[i] == v->s.rip)
             return d->context->code[i];
     }
     struct block *b = next_block(d);
     if (!(b->key & KEY_ONE))
         cache_ib_set(d, b);
-    return b->code;
+    return b->code_parked;
 }
 
 uint64_t run_chain(struct dbt *d, uint64_t arg)
@@ -80,20 +80,12 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
     struct block *b = next_block(d);
     if (d->n.flushes == flushes && !(b->key & KEY_ONE))
         cache_link(d, e, b);
-    return b->code;
+    return b->code_parked;
 }
 
 uint64_t run_indirect(struct dbt *d, uint64_t rip)
 {
     d->n.ib_misses++;
-    d->v->s.rip = rip;
-    return next_code(d);
-}
-
-uint64_t run_ret_miss(struct dbt *d, uint64_t rip)
-{
-    d->n.ret_misses++;
-    ras_reset(d);
     d->v->s.rip = rip;
     return next_code(d);
 }
@@ -114,7 +106,10 @@ uint64_t run_step(struct dbt *d, uint64_t rip)
 uint64_t run_commit(struct dbt *d, uint64_t rip)
 {
     struct vcpu *v = d->v;
-    mmu_write(v, d->bounce_la, d->bounce_data, d->bounce_len, ACC_WRITE | mmu_acc(v));
+    if (d->slow_info & SLOW_MASKED)
+        masked_commit(d);
+    else
+        mmu_write(v, d->bounce_la, d->bounce_data, d->bounce_len, ACC_WRITE | mmu_acc(v));
     return run_step(d, rip);
 }
 
@@ -165,14 +160,17 @@ uint64_t run_gather(struct dbt *d, uint64_t arg)
     return run_step(d, d->v->s.rip);
 }
 
-// The guest's RAX and flags, when the code before the access had put the flags into AX.
+// The guest's flags, and RAX when the code before the access had put the flags into AX.
 static void recover_flags(struct dbt *d)
 {
-    if (!(d->slow_info & SLOW_FLAGS))
-        return;
     struct vcpu *v = d->v;
-    uint32_t ax = d->flags;
-    v->s.gpr[RAX] = d->spill_ax;
+    uint32_t ax = d->parked;
+    if (d->slow_info & SLOW_FLAGS) {
+        ax = d->flags;
+        v->s.gpr[RAX] = d->spill_ax;
+    } else if (!(d->slow_info & SLOW_PARKED)) {
+        return;
+    }
     v->s.rflags = (v->s.rflags & ~(uint64_t)FL_ARITH) | (ax >> 8 & FL_ARITH & 0xff) | (ax & 1 ? FL_OF : 0);
 }
 
@@ -190,6 +188,35 @@ static void check_canonical(struct vcpu *v, uint64_t la, unsigned size, unsigned
         cpu_throw_error(v, sreg == SEG_SS ? EXC_SS : EXC_GP, 0);
 }
 
+// Runs the instruction once more, through a bounce buffer.
+_Noreturn static void run_bounced(struct dbt *d)
+{
+    d->restart = 1;
+    d->force = KEY_ONE | KEY_BOUNCE;
+    leave(d);
+}
+
+static uint64_t masked_slow(struct dbt *d, uint64_t la, unsigned size, bool write)
+{
+    uint64_t host = 0;
+    if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE && (!cpu_code64(d->v) || (uint64_t)((int64_t)(la << 16) >> 16) == la))
+        host = masked_fill(d, la, write);
+    if (!host)
+        run_bounced(d);
+    d->in_slow = 0;
+    return host;
+}
+
+static void check_x87(struct dbt *d)
+{
+    uint16_t fsw;
+    if (!(d->slow_info & SLOW_X87))
+        return;
+    __asm__ volatile("fnstsw %0" : "=a"(fsw));
+    if (fsw & 0x80) // ES
+        cpu_throw(d->v, EXC_MF);
+}
+
 uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
 {
     struct vcpu *v = d->v;
@@ -201,22 +228,22 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
     d->n.slow_fills++;
     recover_flags(d);
     d->in_slow = 1;
-    check_canonical(v, la, size, info >> SLOW_SEG_SHIFT & 7);
-    if (info & SLOW_ALIGNED && la & (size - 1))
-        cpu_throw_error(v, EXC_GP, 0);
     if (must_stop(d)) {
         d->restart = 1;
         leave(d);
     }
+    if (info & SLOW_MASKED)
+        return masked_slow(d, la, size, write);
+    check_x87(d);
+    check_canonical(v, la, size, info >> SLOW_SEG_SHIFT & 7);
+    if (info & SLOW_ALIGNED && la & (size - 1))
+        cpu_throw_error(v, EXC_GP, 0);
     uint64_t host = 0;
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE)
         host = (uint64_t)mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
     if (!host) {
-        if (write) { // run it once more, through a bounce buffer
-            d->restart = 1;
-            d->force = KEY_ONE | KEY_BOUNCE;
-            leave(d);
-        }
+        if (write)
+            run_bounced(d);
         host = (uint64_t)bounce_read(d, la, size);
     }
     d->in_slow = 0;
@@ -229,7 +256,15 @@ uint64_t run_segment(struct dbt *d, uint64_t offset)
     uint64_t ax = v->s.gpr[RAX];
     recover_flags(d);
     d->in_slow = 1;
-    uint64_t la = cpu_linear(v, d->slow_info >> SLOW_SEG_SHIFT & 7, offset, SLOW_SIZE(d->slow_info), d->slow_info & SLOW_WRITE);
+    unsigned seg = d->slow_info >> SLOW_SEG_SHIFT & 7, size = SLOW_SIZE(d->slow_info);
+    bool write = d->slow_info & SLOW_WRITE;
+    uint64_t la;
+    if (!(d->slow_info & SLOW_MASKED)) {
+        check_x87(d);
+        la = cpu_linear(v, seg, offset, size, write);
+    } else if (!masked_linear(d, seg, offset, size, write, &la)) {
+        run_bounced(d);
+    }
     d->in_slow = 0;
     v->s.gpr[RAX] = ax;
     return la;
@@ -242,6 +277,9 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset)
     unsigned size = SLOW_SIZE(info);
     bool write = info & SLOW_WRITE;
     d->n.bounces++;
+    if (info & SLOW_MASKED)
+        return masked_open(d, offset);
+    check_x87(d);
     uint64_t la = cpu_linear(v, info >> SLOW_SEG_SHIFT & 7, offset, size, write);
     if (info & SLOW_ALIGNED && la & (size - 1))
         cpu_throw_error(v, EXC_GP, 0);
@@ -264,6 +302,8 @@ _Noreturn void run_fault(struct dbt *d)
     unsigned vector = d->fault_vector;
     if (vector == EXC_GP)
         cpu_throw_error(d->v, EXC_GP, 0);
+    if (vector == EXC_PF) // masked_fault() has made the event
+        leave(d);
     cpu_throw(d->v, vector);
 }
 

@@ -28,13 +28,14 @@ static bool in_blocks(const struct dbt *d, uint64_t rip)
     return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_used;
 }
 
-static void take_state(struct dbt *d, const greg_t *r, uint64_t rip)
+static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked)
 {
     struct cpu_state *s = &d->v->s;
     for (unsigned g = 0; g < 16; g++)
         if (host_of_guest[g] != HOMED)
             s->gpr[g] = (uint64_t)r[greg_of_host[host_of_guest[g]]];
-    s->rflags = (s->rflags & ~(uint64_t)FL_ARITH) | ((uint64_t)r[REG_EFL] & FL_ARITH);
+    uint64_t flags = parked ? (d->parked >> 8 & 0xff) | (d->parked & 1 ? FL_OF : 0) : (uint64_t)r[REG_EFL];
+    s->rflags = (s->rflags & ~(uint64_t)FL_ARITH) | (flags & FL_ARITH);
     s->rip = rip;
     d->ras_sp = (uint64_t)r[REG_RSP];
 }
@@ -53,7 +54,7 @@ static void stop_or_step(struct dbt *d, greg_t *r)
             d->n.kick_steps++;
             return;
         }
-        take_state(d, r, rip);
+        take_state(d, r, rip, cache_map(b, at)->parked & 1);
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (at >= d->stubs_begin && at < d->stubs_end) {
         r[REG_EFL] |= HOST_TF;
@@ -118,10 +119,12 @@ static void on_fault(int sig, siginfo_t *info, void *context)
             r[REG_RSP] = (greg_t)d->ras_base; // the return stack is full: forget all predictions
             return;
         }
+        if (masked_fault(d, address))
+            break;
         // fall through
     default: die(d, sig, info, r); return;
     }
-    take_state(d, r, rip);
+    take_state(d, r, rip, cache_map(b, at)->parked & 2);
     d->fault_vector = (unsigned)r[REG_TRAPNO];
     r[REG_RIP] = (greg_t)d->stub_fault;
     r[REG_EFL] &= ~HOST_TF;
@@ -136,7 +139,7 @@ int signal_attach(struct dbt *d)
         return -ENOMEM;
     mprotect(ras, PAGE_SIZE, PROT_NONE);
     d->ras_base = (uint64_t)ras + RAS_SIZE + PAGE_SIZE - 16;
-    *(uint64_t *)d->ras_base = d->stub_ret_empty;
+    *(uint64_t *)d->ras_base = d->stub_ret_none;
     d->alt_stack = alt;
     ras_reset(d);
     stack_t st = {.ss_sp = alt, .ss_size = ALT_SIZE};

@@ -37,6 +37,35 @@ static void save_flags(struct gen *g) // after save_regs
     a_store_abs(a, 4, S(rflags), H_AX);
 }
 
+// Parked flags to and from the vCPU's; EAX and ECX are free.
+static void save_parked(struct gen *g)
+{
+    struct asm_buf *a = &g->a;
+    a_load_abs(a, 4, H_AX, D(parked));
+    a_mov_rr(a, 4, H_CX, H_AX);
+    a_bytes(a, "\xc1\xe9\x08", 3); // shr ecx, 8
+    a_alu_imm(a, 4, 4, H_CX, FL_ARITH & 0xff);
+    a_bytes(a, "\x83\xe0\x01", 3); // and eax, 1
+    a_bytes(a, "\xc1\xe0\x0b", 3); // shl eax, 11
+    a_bytes(a, "\x09\xc1", 2);     // or ecx, eax
+    a_load_abs(a, 4, H_AX, S(rflags));
+    a_alu_imm(a, 4, 4, H_AX, (int32_t)~FL_ARITH);
+    a_bytes(a, "\x09\xc8", 2); // or eax, ecx
+    a_store_abs(a, 4, S(rflags), H_AX);
+}
+
+static void load_parked(struct gen *g)
+{
+    struct asm_buf *a = &g->a;
+    a_load_abs(a, 4, H_AX, S(rflags));
+    a_mov_rr(a, 4, H_CX, H_AX);
+    a_bytes(a, "\x88\xc4", 2);     // mov ah, al
+    a_bytes(a, "\xc1\xe9\x0b", 3); // shr ecx, 11
+    a_bytes(a, "\x83\xe1\x01", 3); // and ecx, 1
+    a_bytes(a, "\x88\xc8", 2);     // mov al, cl
+    a_store_abs(a, 4, D(parked), H_AX);
+}
+
 static void load_flags(struct gen *g) // before load_regs
 {
     struct asm_buf *a = &g->a;
@@ -68,7 +97,7 @@ static uint64_t leave_stub(struct gen *g, void *fn, uint64_t tail)
 {
     uint64_t at = asm_here(&g->a);
     save_regs(g);
-    save_flags(g);
+    save_parked(g);
     to_c_stack(g);
     a_mov_rr(&g->a, 8, H_SI, T0);
     call_c(g, fn);
@@ -140,13 +169,19 @@ int stubs_create(struct dbt *d)
     call_c(g, run_service);
     a_store_abs(a, 8, D(target), H_AX);
     a_patch(a, quiet);
-    load_flags(g);
+    load_parked(g);
     load_regs(g);
     a_load_abs(a, 8, H_SP, D(ras_sp));
     a8(a, 0xff); // jmp [target]
     a_abs(a, 4, D(target), 0);
     d->tail_end = asm_here(a);
 
+    d->stub_chain_host = asm_here(a); // the same with flags in the host
+    a_mov_rr(a, 8, T1, H_AX);
+    a8(a, 0x9f);                   // lahf
+    a_bytes(a, "\x0f\x90\xc0", 3); // seto al
+    a_store_abs(a, 4, D(parked), H_AX);
+    a_mov_rr(a, 8, H_AX, T1);
     d->stub_chain = leave_stub(g, run_chain, tail);
     d->stub_sensitive = leave_stub(g, run_sensitive, tail);
     d->stub_string = leave_stub(g, run_string, tail);
@@ -154,12 +189,27 @@ int stubs_create(struct dbt *d)
     d->stub_ib_miss = leave_stub(g, run_indirect, tail);
     d->stub_step = leave_stub(g, run_step, tail);
     d->stub_commit = leave_stub(g, run_commit, tail);
-    d->stub_ret_miss = leave_stub(g, run_ret_miss, tail);
 
-    // bottom of the return stack: a RET nobody predicted
-    d->stub_ret_empty = asm_here(a);
+    // A RET whose landing is not where the guest returns to: forget the predictions, look the target up. And the
+    // bottom of the return stack: a RET nobody predicted.
+    d->stub_ret_none = asm_here(a);
     a_lea(a, 8, H_SP, H_SP, -1, 1, -8);
     a_jmp_to(a, d->stub_ib_miss);
+    for (unsigned c = 0; c < CONTEXTS; c++) {
+        d->stub_ret_miss[c] = asm_here(a);
+        a_load_abs(a, 8, H_SP, D(ras_base));
+        uint8_t *look = a_jmp(a);
+        d->stub_ret_empty[c] = asm_here(a);
+        a_lea(a, 8, H_SP, H_SP, -1, 1, -8);
+        a_patch(a, look);
+        a_movzx16(a, T1, T0);
+        a_rex(a, 8, T0, T1, 0, 0);
+        a8(a, 0x3b);
+        a_table(a, T0, (uint64_t)d->contexts[c].tag, T1);
+        a_jcc_to(a, CC_NE, d->stub_ib_miss);
+        a8(a, 0xff);
+        a_table(a, 4, (uint64_t)d->contexts[c].code, T1);
+    }
 
     for (unsigned f = 0; f < 2; f++)
         d->stub_slow[0][f] = d->stub_slow[1][f] = slow_stub(g, f);

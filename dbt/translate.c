@@ -7,17 +7,22 @@
 #include "dbt/internal.h"
 
 #define PEEK_INSNS 6
-
-struct window { // the bytes of the page(s) being translated
-    uint64_t la;   // of byte 0
-    uint64_t gpa;
-    const uint8_t *p;
-    unsigned len;
-    uint8_t joined[32]; // an instruction crossing into the next page
-};
+#define MAX_LENGTH 15 // of an instruction
 
 static unsigned mode_index(const struct translation *t) { return t->code_size == 8 ? 2 : t->code_size == 4 ? 1 : 0; }
 
+static void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
+{
+    memset(&g->z, 0, sizeof g->z);
+    g->z.length = 1;
+    g->z.machine_mode = t->decoder[mode_index(t)].machine_mode;
+    g->z.operand_width = 32;
+    g->z.address_width = 32;
+    g->cls = CLASS_SENSITIVE;
+    g->sens = (uint8_t)op;
+}
+
+// False if the instruction goes on behind the bytes there are.
 static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
 {
     ZydisDecoderContext ctx;
@@ -29,13 +34,7 @@ static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, uns
     if (st == ZYDIS_STATUS_NO_MORE_DATA && len < 15)
         return false;
     if (ZYAN_FAILED(st) || ZYAN_FAILED(ZydisDecoderDecodeOperands(dec, &ctx, &g->z, g->op, g->z.operand_count))) {
-        memset(&g->z, 0, sizeof g->z);
-        g->z.length = 1;
-        g->z.machine_mode = dec->machine_mode;
-        g->z.operand_width = 32;
-        g->z.address_width = 32;
-        g->cls = CLASS_SENSITIVE;
-        g->sens = st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || st == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD;
+        cannot_decode(t, g, st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || st == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
         return true;
     }
     memcpy(g->bytes, p, g->z.length);
@@ -58,9 +57,9 @@ static bool ends_block(const struct translation *t, const struct ginsn *g)
     }
 }
 
-// Flags that the code at `rip` may read before writing them, looking only into the block's own page.
-static uint32_t peek_live(struct translation *t, const struct window *w, uint64_t rip)
+uint32_t peek_live(struct translation *t, uint64_t rip)
 {
+    const struct window *w = t->window;
     struct block *b = t->b;
     uint64_t off = rip + b->cs_base - w->la;
     uint32_t unknown = FL_ARITH, live = 0;
@@ -81,30 +80,30 @@ static uint32_t peek_live(struct translation *t, const struct window *w, uint64_
     return live | unknown;
 }
 
-static uint32_t live_at_end(struct translation *t, const struct window *w)
+static uint32_t live_at_end(struct translation *t)
 {
     struct ginsn *g = &t->insn[t->count - 1];
     uint64_t next = (g->rip + g->z.length) & t->rip_mask;
     if (g->cls == CLASS_CONTROL && g->z.opcode != 0xff) {
         switch (g->z.meta.category) {
         case ZYDIS_CATEGORY_COND_BR: {
-            uint32_t l = peek_live(t, w, next);
-            return l == FL_ARITH ? l : l | peek_live(t, w, branch_target(t, g));
+            uint32_t l = peek_live(t, next);
+            return l == FL_ARITH ? l : l | peek_live(t, branch_target(t, g));
         }
         case ZYDIS_CATEGORY_UNCOND_BR:
-        case ZYDIS_CATEGORY_CALL: return peek_live(t, w, branch_target(t, g));
+        case ZYDIS_CATEGORY_CALL: return peek_live(t, branch_target(t, g));
         case ZYDIS_CATEGORY_RET: return FL_ARITH;
         default: break;
         }
     }
     if (ends_block(t, g))
         return FL_ARITH;
-    return peek_live(t, w, next);
+    return peek_live(t, next);
 }
 
-static void liveness(struct translation *t, const struct window *w)
+static void liveness(struct translation *t)
 {
-    uint32_t live = live_at_end(t, w);
+    uint32_t live = live_at_end(t);
     if (t->key & KEY_ONE)
         live = FL_ARITH;
     for (unsigned i = t->count; i-- > 0;) {
@@ -139,13 +138,19 @@ static int emit_block(struct translation *t)
                             .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
     t->cold_count = 0;
     t->committed = t->ended = false;
+    t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
     uint8_t *start = t->a.p;
     b->code = (uint32_t)asm_here(&t->a);
     for (unsigned i = 0; i < t->count; i++) {
         struct ginsn *g = &t->insn[i];
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
-        t->map[i] = (struct map_entry){(uint32_t)(t->a.p - start), (uint16_t)(g->rip - b->rip), shadow};
+        struct map_entry *m = &t->map[i];
+        *m = (struct map_entry){.host = (uint32_t)(t->a.p - start), .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow,
+                                .parked = t->flags == FLAGS_PARKED};
+        flags_before(t, g);
+        m->parked |= t->flags == FLAGS_PARKED ? 2 : 0;
         emit_insn(t, g);
+        flags_after(t, g);
         if (t->a.overflow)
             return -1;
     }
@@ -154,6 +159,12 @@ static int emit_block(struct translation *t)
         emit_exit_to(t, last->rip + last->z.length);
     }
     mem_cold(t);
+    b->code_parked = b->code;
+    if (t->insn[0].live) {
+        b->code_parked = (uint32_t)asm_here(&t->a);
+        flags_unpark(t);
+        a_jmp_to(&t->a, b->code);
+    }
     if (t->a.overflow)
         return -1;
     b->code_len = (uint32_t)(t->a.p - start);
@@ -176,6 +187,12 @@ static void open_window(struct dbt *d, struct window *w, uint64_t la)
     w->p = slot.kind == MEM_RAM || slot.kind == MEM_ROM ? slot.host - (page.gpa & (PAGE_SIZE - 1)) : NULL;
 }
 
+// The instruction does not end within the code segment.
+static void beyond_limit(struct translation *t, struct ginsn *g)
+{
+    cannot_decode(t, g, OP_GP0);
+}
+
 static void decode_block(struct translation *t, struct window *w)
 {
     struct dbt *d = t->d;
@@ -190,18 +207,29 @@ static void decode_block(struct translation *t, struct window *w)
         struct ginsn *g = &t->insn[t->count];
         if (off >= w->len)
             break;
+        // bytes up to the segment's limit: beyond it #GP(0), which comes before the page faults of bytes further on
+        uint64_t allowed = MAX_LENGTH;
+        if (t->code_size != 8 && !(t->key & KEY_FLAT_CS))
+            allowed = rip > b->cs_limit ? 0 : b->cs_limit - rip + 1;
+        unsigned room = w->len - (unsigned)off, seen = allowed < room ? (unsigned)allowed : room;
         if (!w->p) { // code in nothing or in a device: all ones
             decode(t, g, ones, 16, rip);
-        } else if (!decode(t, g, w->p + off, w->len - (unsigned)off, rip)) {
+        } else if (!decode(t, g, w->p + off, seen, rip)) {
             if (t->count)
                 break;
+            if (allowed <= room) {
+                beyond_limit(t, g);
+                t->count = 1;
+                break;
+            }
             // crosses into the next page: translate it alone
             unsigned head = w->len - (unsigned)off;
             struct window next;
             memcpy(w->joined, w->p + off, head);
             open_window(d, &next, w->la + PAGE_SIZE); // a fault here is the instruction's own
             memcpy(w->joined + head, next.p ? next.p : ones, 15 - head < 16 ? 15 - head : 15);
-            decode(t, g, w->joined, 15, rip);
+            if (!decode(t, g, w->joined, allowed < MAX_LENGTH ? (unsigned)allowed : MAX_LENGTH, rip))
+                beyond_limit(t, g);
             t->count = 1;
             t->key |= KEY_ONE;
             b->range[0] = (struct range){w->gpa + off, head};
@@ -210,13 +238,6 @@ static void decode_block(struct translation *t, struct window *w)
             b->straddles = 1;
             b->guest_len = g->z.length;
             return;
-        }
-        // beyond the segment's limit: #GP(0) when it gets there
-        if (t->code_size != 8 && !(t->key & KEY_FLAT_CS) && rip + g->z.length - 1 > b->cs_limit) {
-            if (t->count)
-                break;
-            g->cls = CLASS_SENSITIVE;
-            g->sens = OP_GP0;
         }
         t->count++;
         rip = (rip + g->z.length) & t->rip_mask;
@@ -251,9 +272,10 @@ struct block *translate(struct dbt *d, uint32_t key)
             t->key = key;
             t->code_size = (key & KEY_CODE_MASK) == KEY_CODE64 ? 8 : key & KEY_CODE32 ? 4 : 2;
             t->rip_mask = t->code_size == 8 ? ~0ull : 0xffffffffull;
+            t->window = &w;
             decode_block(t, &w);
             if (t->count)
-                liveness(t, &w);
+                liveness(t);
             if (t->count && emit_block(t) == 0 && cache_insert(d, b) == 0) {
                 d->n.blocks++;
                 d->n.guest_insns += b->insn_count;

@@ -12,7 +12,8 @@ static const char *const gpr_names[16] = {"RAX", "RCX", "RDX", "RBX", "RSP", "RB
                                           "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"};
 static const char *const seg_names[SEG_COUNT] = {"ES", "CS", "SS", "DS", "FS", "GS"};
 
-// Guest memory at a linear address, by page, without a trace in the guest. Returns how many bytes could be read.
+// Guest memory at a linear address, by page, without a trace in the guest. Returns how many bytes could be
+// read.
 static size_t peek(struct vcpu *v, uint64_t la, uint8_t *data, size_t n)
 {
     size_t done = 0;
@@ -31,7 +32,8 @@ static size_t peek(struct vcpu *v, uint64_t la, uint8_t *data, size_t n)
 
 static void print_segment(FILE *f, const char *name, const struct segment *s)
 {
-    fprintf(f, "%-4s %04x base %016" PRIx64 " limit %08x attr %05x\n", name, s->sel, s->base, s->limit, s->attr);
+    fprintf(f, "%-4s %04x base %016" PRIx64 " limit %08x attr %05x\n", name, s->sel, s->base, s->limit,
+            s->attr);
 }
 
 static void print_code(FILE *f, struct vcpu *v)
@@ -62,7 +64,8 @@ static void print_code(FILE *f, struct vcpu *v)
     cs_option(handle, CS_OPT_SKIPDATA, CS_OPT_ON);
     size_t count = cs_disasm(handle, code, n, v->s.rip, 8, &insn);
     for (size_t i = 0; i < count; i++)
-        fprintf(f, "%s %016" PRIx64 "  %-8s %s\n", i ? "  " : "=>", insn[i].address, insn[i].mnemonic, insn[i].op_str);
+        fprintf(f, "%s %016" PRIx64 "  %-8s %s\n", i ? "  " : "=>", insn[i].address, insn[i].mnemonic,
+                insn[i].op_str);
     if (count)
         cs_free(insn, count);
     cs_close(&handle);
@@ -71,7 +74,8 @@ static void print_code(FILE *f, struct vcpu *v)
 static void print_stack(FILE *f, struct vcpu *v)
 {
     uint64_t words[8];
-    uint64_t la = cpu_code64(v) ? v->s.gpr[RSP] : (uint32_t)(v->s.seg[SEG_SS].base + (v->s.gpr[RSP] & cpu_stack_mask(v)));
+    uint64_t la = cpu_code64(v) ? v->s.gpr[RSP]
+                                : (uint32_t)(v->s.seg[SEG_SS].base + (v->s.gpr[RSP] & cpu_stack_mask(v)));
     size_t n = peek(v, la, (uint8_t *)words, sizeof words) / 8;
     fputs("stack       ", f);
     for (size_t i = 0; i < n; i++)
@@ -86,14 +90,15 @@ void crash_print(FILE *f, struct vcpu *v, const char *why)
     for (int i = 0; i < 16; i++)
         fprintf(f, "%s %016" PRIx64 "%s", gpr_names[i], s->gpr[i], i % 4 == 3 ? "\n" : "  ");
     fprintf(f, "RIP %016" PRIx64 "  RFLAGS %08" PRIx64 "  CPL %u\n", s->rip, cpu_rflags(v), s->cpl);
-    fprintf(f, "CR0 %08" PRIx64 " CR2 %016" PRIx64 " CR3 %016" PRIx64 " CR4 %08" PRIx64 " EFER %08" PRIx64 "\n", s->cr0, s->cr2,
-            s->cr3, s->cr4, s->efer);
+    fprintf(f,
+            "CR0 %08" PRIx64 " CR2 %016" PRIx64 " CR3 %016" PRIx64 " CR4 %08" PRIx64 " EFER %08" PRIx64 "\n",
+            s->cr0, s->cr2, s->cr3, s->cr4, s->efer);
     for (int i = 0; i < SEG_COUNT; i++)
         print_segment(f, seg_names[i], &s->seg[i]);
     print_segment(f, "LDTR", &s->ldtr);
     print_segment(f, "TR", &s->tr);
-    fprintf(f, "GDTR base %016" PRIx64 " limit %04x  IDTR base %016" PRIx64 " limit %04x\n", s->gdtr.base, s->gdtr.limit,
-            s->idtr.base, s->idtr.limit);
+    fprintf(f, "GDTR base %016" PRIx64 " limit %04x  IDTR base %016" PRIx64 " limit %04x\n", s->gdtr.base,
+            s->gdtr.limit, s->idtr.base, s->idtr.limit);
     fprintf(f, "last exception %u error %#x\n", v->event.vector, v->event.has_error ? v->event.error : 0);
     print_code(f, v);
     print_stack(f, v);

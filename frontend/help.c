@@ -50,7 +50,8 @@ static void topic_machine_file(FILE *f)
           "  append = console=ttyS0 panic=-1\n"
           "  memory = 1G\n"
           "\n"
-          "Values are taken as they stand, without quotes. Repeatable options take one line a value. Paths are\n"
+          "Values are taken as they stand, without quotes. Repeatable options take one line a value. Paths "
+          "are\n"
           "relative to the file. What the command line says goes first:\n"
           "  gnomon run machine.ini --memory 2G\n",
           f);

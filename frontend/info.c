@@ -19,7 +19,8 @@ static void print_brand(void)
     __cpuid(0x80000000, top, b, c, d);
     if (top >= 0x80000004)
         for (unsigned leaf = 0; leaf < 3; leaf++)
-            __cpuid(0x80000002 + leaf, words[4 * leaf], words[4 * leaf + 1], words[4 * leaf + 2], words[4 * leaf + 3]);
+            __cpuid(0x80000002 + leaf, words[4 * leaf], words[4 * leaf + 1], words[4 * leaf + 2],
+                    words[4 * leaf + 3]);
     while (*text == ' ')
         text++;
     printf("processor         %s, %ld online\n", *text ? text : "unknown", sysconf(_SC_NPROCESSORS_ONLN));
@@ -31,11 +32,12 @@ static int level(void)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("popcnt"))
         return 1;
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") ||
-        !__builtin_cpu_supports("fma"))
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") ||
+        !__builtin_cpu_supports("bmi2") || !__builtin_cpu_supports("fma"))
         return 2;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512cd") ||
-        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512cd") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512vl"))
         return 3;
     return 4;
 }
@@ -54,8 +56,10 @@ int info_command(int argc, char *const argv[])
     __cpuid(1, a, b, c, d);
     printf("under a monitor   %s\n", c >> 31 ? "yes" : "no");
     if (!sysinfo(&memory))
-        printf("memory            %llu MiB free\n", (unsigned long long)memory.freeram * memory.mem_unit >> 20);
+        printf("memory            %llu MiB free\n",
+               (unsigned long long)memory.freeram * memory.mem_unit >> 20);
     puts("software engine   yes: it needs no more than this");
-    printf("hardware engine   not there yet (/dev/kvm %s)\n", access("/dev/kvm", R_OK | W_OK) ? "can't be used" : "is there");
+    printf("hardware engine   not there yet (/dev/kvm %s)\n",
+           access("/dev/kvm", R_OK | W_OK) ? "can't be used" : "is there");
     return 0;
 }

@@ -12,8 +12,8 @@
 #include "frontend/exit.h"
 
 #define END_GRACE_S 5 // from asking the machine to end until the process ends without it
-#define INSIST_S 2
-#define RETRY_MS 2 // until a full receiver is offered its bytes again: 16 bytes at 115,200 baud take 1.4 ms
+#define INSIST_S    2
+#define RETRY_MS    2 // until a full receiver is offered bytes again: 16 at 115,200 baud take 1.4 ms
 
 static void ending_signals(sigset_t *set)
 {
@@ -32,8 +32,8 @@ void input_block_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-// The first call asks the machine to end and gives it END_GRACE_S; one later than INSIST_S asks again, which ends the
-// process. (A signal to a process group arrives twice, once from the terminal's watcher.)
+// The first call asks the machine to end and gives it END_GRACE_S; one later than INSIST_S asks again, which
+// ends the process. (A signal to a process group arrives twice, once from the terminal's watcher.)
 static void end_machine(struct input *in, int status)
 {
     struct timespec now;
@@ -55,21 +55,14 @@ static void filter_keys(struct input *in, struct serial *s)
     size_t kept = 0;
     for (size_t i = 0; i < s->pending_end; i++) {
         switch (key_filter_byte(&in->keys, s->pending[i])) {
-        case KEY_SEND:
-            s->pending[kept++] = s->pending[i];
-            break;
-        case KEY_NOTHING:
-            break;
-        case KEY_QUIT:
-            end_machine(in, EXIT_KILLED);
-            break;
+        case KEY_SEND: s->pending[kept++] = s->pending[i]; break;
+        case KEY_NOTHING: break;
+        case KEY_QUIT: end_machine(in, EXIT_KILLED); break;
         case KEY_HELP:
             if (write(STDERR_FILENO, terminal_keys_help, strlen(terminal_keys_help)) < 0)
                 break;
             break;
-        case KEY_STATS:
-            in->events.stats(in->events.opaque);
-            break;
+        case KEY_STATS: in->events.stats(in->events.opaque); break;
         }
     }
     s->pending_end = kept;
@@ -118,7 +111,8 @@ static void *input_main(void *opaque)
         }
         for (unsigned i = 0; i < MAX_SERIALS; i++) {
             struct serial *s = &in->serials[i];
-            if (fds[3 + i].fd >= 0 && fds[3 + i].revents && serial_ready(s) && s->kind == CHAR_STDIO && in->keys_enabled)
+            if (fds[3 + i].fd >= 0 && fds[3 + i].revents && serial_ready(s) && s->kind == CHAR_STDIO &&
+                in->keys_enabled)
                 filter_keys(in, s);
             offer(in, i);
         }
@@ -136,7 +130,8 @@ static void close_fds(struct input *in)
     in->signal_fd = in->timer_fd = in->stop_fd = -1;
 }
 
-int input_start(struct input *in, struct serial *serials, uint64_t timeout_ns, const struct input_events *events)
+int input_start(struct input *in, struct serial *serials, uint64_t timeout_ns,
+                const struct input_events *events)
 {
     sigset_t set;
     int status = 0;
@@ -152,7 +147,8 @@ int input_start(struct input *in, struct serial *serials, uint64_t timeout_ns, c
         status = -errno;
         goto fail;
     }
-    struct itimerspec limit = {.it_value = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000}};
+    struct itimerspec limit = {
+        .it_value = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000}};
     if (timerfd_settime(in->timer_fd, 0, &limit, NULL) < 0) {
         status = -errno;
         goto fail;

@@ -1,6 +1,7 @@
 // Machine files: an INI dialect with one section. A line is `name = value`, a comment or empty; the value is
-// everything after the white space that follows the first '=', taken as it stands (no quotes, no escapes, so a
-// kernel command line needs none), without trailing white space. A repeatable option is written once per value.
+// everything after the white space that follows the first '=', taken as it stands (no quotes, no escapes, so
+// a kernel command line needs none), without trailing white space. A repeatable option is written once per
+// value.
 #include "frontend/options.h"
 
 #include <errno.h>
@@ -17,8 +18,8 @@ static bool is_blank(char ch)
 }
 
 // One line [p, end) without white space at either end, under [machine].
-static bool parse_setting(struct run_options *o, bool *seen, const char *p, const char *end, const char *where,
-                          const char *directory, char *error)
+static bool parse_setting(struct run_options *o, bool *seen, const char *p, const char *end,
+                          const char *where, const char *directory, char *error)
 {
     const char *equals = memchr(p, '=', end - p);
     const char *name_end = equals ? equals : end;
@@ -30,9 +31,11 @@ static bool parse_setting(struct run_options *o, bool *seen, const char *p, cons
     if (!info) {
         const char *suggestion = option_suggest(p, length);
         if (suggestion)
-            snprintf(error, ERROR_SIZE, "unknown key '%.*s': %s: did you mean '%s'?", shown, p, where, suggestion);
+            snprintf(error, ERROR_SIZE, "unknown key '%.*s': %s: did you mean '%s'?", shown, p, where,
+                     suggestion);
         else
-            snprintf(error, ERROR_SIZE, "unknown key '%.*s': %s: see gnomon help machine-file", shown, p, where);
+            snprintf(error, ERROR_SIZE, "unknown key '%.*s': %s: see gnomon help machine-file", shown, p,
+                     where);
         return false;
     }
     const char *value = equals ? equals + 1 : NULL;
@@ -49,7 +52,8 @@ static bool parse_setting(struct run_options *o, bool *seen, const char *p, cons
     seen[info - run_option_table] = true;
     size_t value_length = value ? (size_t)(end - value) : 0;
     if (value_length > MAX_VALUE_BYTES) {
-        snprintf(error, ERROR_SIZE, "the value is longer than %u bytes: %s: shorten it", MAX_VALUE_BYTES, where);
+        snprintf(error, ERROR_SIZE, "the value is longer than %u bytes: %s: shorten it", MAX_VALUE_BYTES,
+                 where);
         return false;
     }
     char text[MAX_VALUE_BYTES + 1] = "on";
@@ -61,8 +65,8 @@ static bool parse_setting(struct run_options *o, bool *seen, const char *p, cons
     return info->set(&c, text);
 }
 
-bool machine_file_parse(struct run_options *o, const char *text, size_t length, const char *name, const char *directory,
-                        char error[ERROR_SIZE])
+bool machine_file_parse(struct run_options *o, const char *text, size_t length, const char *name,
+                        const char *directory, char error[ERROR_SIZE])
 {
     bool *seen = calloc(run_option_count, sizeof *seen);
     bool in_machine = false, ok = false;
@@ -92,12 +96,14 @@ bool machine_file_parse(struct run_options *o, const char *text, size_t length, 
         if (*p == '[') {
             if (end - p != 9 || memcmp(p, "[machine]", 9)) {
                 int shown = end - p < 64 ? (int)(end - p) : 64;
-                snprintf(error, ERROR_SIZE, "unknown section '%.*s': %s: the one section is [machine]", shown, p, where);
+                snprintf(error, ERROR_SIZE, "unknown section '%.*s': %s: the one section is [machine]", shown,
+                         p, where);
                 goto out;
             }
             in_machine = true;
         } else if (!in_machine) {
-            snprintf(error, ERROR_SIZE, "text before the section: %s: begin a machine file with [machine]", where);
+            snprintf(error, ERROR_SIZE, "text before the section: %s: begin a machine file with [machine]",
+                     where);
             goto out;
         } else if (!parse_setting(o, seen, p, end, where, directory, error)) {
             goto out;

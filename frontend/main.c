@@ -30,7 +30,7 @@ static const struct {
     const char *name;
     int (*main)(int argc, char *const argv[]);
 } commands[] = {
-    {"run", run_command},           {"info", info_command},  {"help", help_command},
+    {"run", run_command},           {"info", info_command},   {"help", help_command},
     {"version", version_command},   {"--help", help_command}, {"-h", help_command},
     {"--version", version_command}, {"-V", version_command},
 };

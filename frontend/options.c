@@ -120,14 +120,28 @@ static bool set_memory(const struct option_context *c, const char *value)
     unsigned long long n = strtoull(value, &end, 10);
     unsigned shift = 20; // a bare number counts mebibytes
     if (value[0] < '0' || value[0] > '9' || errno)
-        return fail(c, "'%.64s' is no memory size: %s: write a number and K, M or G, such as 512M", value, c->where);
+        return fail(c, "'%.64s' is no memory size: %s: write a number and K, M or G, such as 512M", value,
+                    c->where);
     switch (*end) {
-    case 'K': case 'k': shift = 10; end++; break;
-    case 'M': case 'm': shift = 20; end++; break;
-    case 'G': case 'g': shift = 30; end++; break;
+    case 'K':
+    case 'k':
+        shift = 10;
+        end++;
+        break;
+    case 'M':
+    case 'm':
+        shift = 20;
+        end++;
+        break;
+    case 'G':
+    case 'g':
+        shift = 30;
+        end++;
+        break;
     }
     if (*end)
-        return fail(c, "'%.64s' is no memory size: %s: write a number and K, M or G, such as 512M", value, c->where);
+        return fail(c, "'%.64s' is no memory size: %s: write a number and K, M or G, such as 512M", value,
+                    c->where);
     if (n > MAX_MEMORY_BYTES >> shift || n << shift < MIN_MEMORY_BYTES)
         return fail(c, "%.64s of memory: %s: use between 1M and 1024G", value, c->where);
     if ((n << shift) % MIN_MEMORY_BYTES)
@@ -194,7 +208,8 @@ static void clear_disks(struct run_options *o)
     memset(o->disks, 0, sizeof o->disks);
 }
 
-static bool parse_char(const struct option_context *c, struct char_option *out, const char *value, bool in_and_out)
+static bool parse_char(const struct option_context *c, struct char_option *out, const char *value,
+                       bool in_and_out)
 {
     struct char_option ch = {0};
     if (!strcmp(value, "stdio")) {
@@ -334,24 +349,29 @@ static bool set_perf(const struct option_context *c, const char *value)
 
 const struct option_info run_option_table[] = {
     {"kernel", "FILE", "boot this kernel: bzImage, multiboot or PVH ELF", false, false, NULL, set_kernel},
-    {"initrd", "FILE", "load an initial RAM disk, or a multiboot module (repeatable)", false, true, clear_initrds, set_initrd},
+    {"initrd", "FILE", "load an initial RAM disk, or a multiboot module (repeatable)", false, true,
+     clear_initrds, set_initrd},
     {"append", "TEXT", "the kernel's command line", false, false, NULL, set_append},
     {"bios", "FILE", "boot this firmware image", false, false, NULL, set_bios},
     {"memory", "SIZE[K|M|G]", "guest memory, in MiB without a letter (512M)", false, false, NULL, set_memory},
     {"cpus", "N", "number of virtual CPUs (1)", false, false, NULL, set_cpus},
-    {"cpu", "MODEL[,+F][,-F]", "host, v2, v3, v4, pentium2, pentium or 486; add and drop features", false, false, NULL,
-     set_cpu},
-    {"disk", "FILE[,snapshot=on][,readonly=on]", "a raw disk image as a virtio disk (repeatable)", false, true, clear_disks,
-     set_disk},
-    {"serial", "stdio|file:PATH|unix:PATH|pty|none", "where COM1, then COM2, go (stdio, none)", false, true, clear_serials,
-     set_serial},
-    {"debugcon", "stdio|file:PATH|none", "where the debug console at port 0xE9 goes (none)", false, false, NULL, set_debugcon},
+    {"cpu", "MODEL[,+F][,-F]", "host, v2, v3, v4, pentium2, pentium or 486; add and drop features", false,
+     false, NULL, set_cpu},
+    {"disk", "FILE[,snapshot=on][,readonly=on]", "a raw disk image as a virtio disk (repeatable)", false,
+     true, clear_disks, set_disk},
+    {"serial", "stdio|file:PATH|unix:PATH|pty|none", "where COM1, then COM2, go (stdio, none)", false, true,
+     clear_serials, set_serial},
+    {"debugcon", "stdio|file:PATH|none", "where the debug console at port 0xE9 goes (none)", false, false,
+     NULL, set_debugcon},
     {"display", "none", "no display", false, false, NULL, set_display},
     {"engine", "auto|software|hardware", "what executes guest code (auto)", false, false, NULL, set_engine},
     {"stats", "on|json|off", "print statistics at the end", true, false, NULL, set_stats},
-    {"trace", "CATEGORIES[,file=PATH]", "log code,exc,mmu,io,cpu or all to a file (stderr)", false, false, NULL, set_trace},
-    {"on-crash", "exit|reset|halt", "what follows a triple fault or a guest panic (exit)", false, false, NULL, set_on_crash},
-    {"on-reboot", "reset|exit", "what follows a reset by the guest (reset)", false, false, NULL, set_on_reboot},
+    {"trace", "CATEGORIES[,file=PATH]", "log code,exc,mmu,io,cpu or all to a file (stderr)", false, false,
+     NULL, set_trace},
+    {"on-crash", "exit|reset|halt", "what follows a triple fault or a guest panic (exit)", false, false, NULL,
+     set_on_crash},
+    {"on-reboot", "reset|exit", "what follows a reset by the guest (reset)", false, false, NULL,
+     set_on_reboot},
     {"timeout", "SECONDS", "end the machine after this time", false, false, NULL, set_timeout},
     {"sandbox", "on|off", "confine the process before guest code runs", true, false, NULL, set_sandbox},
     {"perf", "on|off", "write a perf map of translated code", true, false, NULL, set_perf},
@@ -443,7 +463,8 @@ static int collect(struct given *given, const char **machine_file, int argc, cha
             continue;
         }
         if (arg[1] != '-') {
-            snprintf(error, ERROR_SIZE, "unknown option: %.64s: options begin with --, see gnomon help run", arg);
+            snprintf(error, ERROR_SIZE, "unknown option: %.64s: options begin with --, see gnomon help run",
+                     arg);
             return -1;
         }
         const char *name = arg + 2;
@@ -453,7 +474,8 @@ static int collect(struct given *given, const char **machine_file, int argc, cha
             const char *suggestion = option_suggest(name, length);
             int shown = length < 64 ? (int)length : 64;
             if (suggestion)
-                snprintf(error, ERROR_SIZE, "unknown option: --%.*s: did you mean --%s?", shown, name, suggestion);
+                snprintf(error, ERROR_SIZE, "unknown option: --%.*s: did you mean --%s?", shown, name,
+                         suggestion);
             else
                 snprintf(error, ERROR_SIZE, "unknown option: --%.*s: see gnomon help run", shown, name);
             return -1;
@@ -464,7 +486,8 @@ static int collect(struct given *given, const char **machine_file, int argc, cha
         if (!value && ++i < argc)
             value = argv[i];
         if (!value) {
-            snprintf(error, ERROR_SIZE, "no value: --%s: write --%s %s", info->name, info->name, info->argument);
+            snprintf(error, ERROR_SIZE, "no value: --%s: write --%s %s", info->name, info->name,
+                     info->argument);
             return -1;
         }
         given[count].info = info;

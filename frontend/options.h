@@ -1,15 +1,15 @@
-// The options of `gnomon run`: one table holds each option's name (--name on the command line, name = value in a
-// machine file), the form of its argument and its help line. Help, the machine file, and the tests that hold the man
-// page and the completion to it all read this table.
+// The options of `gnomon run`: one table holds each option's name (--name on the command line, name = value
+// in a machine file), the form of its argument and its help line. Help, the machine file, and the tests that
+// hold the man page and the completion to it all read this table.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define ERROR_SIZE   512 // bytes of an error line: "WHAT: WHERE: what to do"
-#define MAX_INITRDS  32
-#define MAX_DISKS    8
-#define MAX_SERIALS  2
+#define ERROR_SIZE  512 // bytes of an error line: "WHAT: WHERE: what to do"
+#define MAX_INITRDS 32
+#define MAX_DISKS   8
+#define MAX_SERIALS 2
 
 enum char_kind { CHAR_NONE, CHAR_STDIO, CHAR_FILE, CHAR_UNIX, CHAR_PTY };
 struct char_option {
@@ -66,11 +66,11 @@ struct option_context {
 
 struct option_info {
     const char *name;
-    const char *argument; // as help shows it: "SIZE[K|M|G]"
-    const char *help;     // one line, no full stop
-    bool optional;        // --name alone means --name=on
-    bool repeatable;      // a later one adds instead of replacing
-    void (*clear)(struct run_options *o);                          // repeatable: forget what was given so far
+    const char *argument;                 // as help shows it: "SIZE[K|M|G]"
+    const char *help;                     // one line, no full stop
+    bool optional;                        // --name alone means --name=on
+    bool repeatable;                      // a later one adds instead of replacing
+    void (*clear)(struct run_options *o); // repeatable: forget what was given so far
     bool (*set)(const struct option_context *c, const char *value); // false: c->error is filled
 };
 
@@ -82,15 +82,16 @@ void run_options_free(struct run_options *o);
 const struct option_info *option_find(const char *name, size_t length);
 // The name in the table most like a mistyped one, or null.
 const char *option_suggest(const char *name, size_t length);
-// Arguments after `run`. What the command line says goes before what the machine file says; a repeatable option on the
-// command line replaces the machine file's whole list. False: a usage error, one line without newline in error.
+// Arguments after `run`. What the command line says goes before what the machine file says; a repeatable
+// option on the command line replaces the machine file's whole list. False: a usage error, one line without
+// newline in error.
 bool run_options_parse(struct run_options *o, int argc, char *const argv[], char error[ERROR_SIZE]);
 // Whether the options make sense together.
 bool run_options_check(const struct run_options *o, char error[ERROR_SIZE]);
 
 // ---- machine files (frontend/machine_file.c)
-// Sets options from the text of a machine file: lines `name = value` under [machine], comments after # or ; at the start of
-// a line. Paths in it are relative to `directory`. `name` is for messages.
-bool machine_file_parse(struct run_options *o, const char *text, size_t length, const char *name, const char *directory,
-                        char error[ERROR_SIZE]);
+// Sets options from the text of a machine file: lines `name = value` under [machine], comments after # or ;
+// at the start of a line. Paths in it are relative to `directory`. `name` is for messages.
+bool machine_file_parse(struct run_options *o, const char *text, size_t length, const char *name,
+                        const char *directory, char error[ERROR_SIZE]);
 bool machine_file_load(struct run_options *o, const char *path, char error[ERROR_SIZE]);

@@ -14,7 +14,8 @@
 #include "frontend/terminal.h"
 #include "frontend/trace.h"
 
-_Static_assert(MAX_SERIALS == MACHINE_SERIALS && MAX_DISKS <= MACHINE_MAX_DISKS && MAX_INITRDS <= MACHINE_MAX_INITRDS,
+_Static_assert(MAX_SERIALS == MACHINE_SERIALS && MAX_DISKS <= MACHINE_MAX_DISKS &&
+                   MAX_INITRDS <= MACHINE_MAX_INITRDS,
                "every machine the options describe can be made");
 
 struct run {
@@ -241,7 +242,8 @@ static int run_machine(struct run *r, char *error)
     }
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {
-        fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n", strerror(-e));
+        fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n",
+                strerror(-e));
         goto destroy;
     }
     failed = false;

@@ -57,7 +57,8 @@ static int open_socket(struct serial *s, const char *path, char *error)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct stat st;
     if (strlen(path) >= sizeof address.sun_path)
-        return fail(ENAMETOOLONG, error, "the socket's path is too long", path, "use one of at most 107 bytes");
+        return fail(ENAMETOOLONG, error, "the socket's path is too long", path,
+                    "use one of at most 107 bytes");
     memcpy(address.sun_path, path, strlen(path) + 1);
     s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (s->listen_fd < 0)
@@ -67,12 +68,14 @@ static int open_socket(struct serial *s, const char *path, char *error)
         if (!is_socket(path))
             return fail(EEXIST, error, "can't make the serial socket", path, "name a path that is free");
         if (socket_answers(&address))
-            return fail(EADDRINUSE, error, "another machine listens there", path, "name another socket or end that machine");
+            return fail(EADDRINUSE, error, "another machine listens there", path,
+                        "name another socket or end that machine");
         unlink(path); // left by a machine that was killed
         status = bind(s->listen_fd, (struct sockaddr *)&address, sizeof address);
     }
     if (status < 0)
-        return fail(errno, error, "can't make the serial socket", path, "name a path in a directory you may write");
+        return fail(errno, error, "can't make the serial socket", path,
+                    "name a path in a directory you may write");
     if (!stat(path, &st)) {
         s->dev = st.st_dev;
         s->ino = st.st_ino;
@@ -113,21 +116,14 @@ int serial_open(struct serial *s, const struct char_option *option, const char *
         status = fail(ENOMEM, error, "out of memory", name, "end some programs and try again");
     } else {
         switch (option->kind) {
-        case CHAR_NONE:
-            break;
+        case CHAR_NONE: break;
         case CHAR_STDIO:
             s->in_fd = STDIN_FILENO;
             s->out_fd = STDOUT_FILENO;
             break;
-        case CHAR_FILE:
-            status = open_file(s, s->path, error);
-            break;
-        case CHAR_UNIX:
-            status = open_socket(s, s->path, error);
-            break;
-        case CHAR_PTY:
-            status = open_pty(s, name, error);
-            break;
+        case CHAR_FILE: status = open_file(s, s->path, error); break;
+        case CHAR_UNIX: status = open_socket(s, s->path, error); break;
+        case CHAR_PTY: status = open_pty(s, name, error); break;
         }
     }
     if (status)
@@ -158,7 +154,8 @@ void serial_close(struct serial *s, bool failed)
     pthread_mutex_destroy(&s->lock);
 }
 
-// Waits until fd takes more. False: it doesn't, and the bytes are dropped as a UART without a cable drops them.
+// Waits until fd takes more. False: it doesn't, and the bytes are dropped as a UART without a cable drops
+// them.
 static bool wait_for_reader(struct serial *s)
 {
     struct pollfd p = {.fd = s->out_fd, .events = POLLOUT};

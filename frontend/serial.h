@@ -1,8 +1,9 @@
-// Host ends of the serial ports and of the debug console: the terminal, a file, a Unix socket, a pseudo-terminal.
+// Host ends of the serial ports and of the debug console: the terminal, a file, a Unix socket, a
+// pseudo-terminal.
 //
-// Threads: serial_write() (through struct char_out) may be called from any thread; everything else by the thread that
-// runs input (frontend/input.c) once that runs, before and after by the main thread. `lock` orders a writer against
-// the input thread's replacing out_fd.
+// Threads: serial_write() (through struct char_out) may be called from any thread; everything else by the
+// thread that runs input (frontend/input.c) once that runs, before and after by the main thread. `lock`
+// orders a writer against the input thread's replacing out_fd.
 #pragma once
 #include <poll.h>
 #include <pthread.h>
@@ -13,20 +14,21 @@
 
 struct serial {
     enum char_kind kind;
-    int in_fd, out_fd;  // -1: none
-    int listen_fd;      // CHAR_UNIX
+    int in_fd, out_fd;    // -1: none
+    int listen_fd;        // CHAR_UNIX
     pthread_mutex_t lock; // out_fd, stalled
-    bool stalled;       // the reader at the other end took nothing for a while: don't wait for it until it reads again
-    bool created;       // CHAR_FILE: the file was not there before
-    char *path;         // of the file or socket
-    dev_t dev;          // of the socket file
+    bool stalled; // the reader at the other end took nothing for a while: don't wait for it until it reads
+                  // again
+    bool created; // CHAR_FILE: the file was not there before
+    char *path;   // of the file or socket
+    dev_t dev;    // of the socket file
     ino_t ino;
     uint8_t pending[256]; // typed, but the guest's receiver had no room yet
     size_t pending_start, pending_end;
 };
 
-// Opens a back end and says on standard error where a pseudo-terminal is. Returns 0 or -errno with a line in error; s is
-// then closed. `name`: "COM1" or the like, for messages.
+// Opens a back end and says on standard error where a pseudo-terminal is. Returns 0 or -errno with a line in
+// error; s is then closed. `name`: "COM1" or the like, for messages.
 int serial_open(struct serial *s, const struct char_option *option, const char *name, char error[ERROR_SIZE]);
 // failed: the machine never ran, so a file made by serial_open() goes too.
 void serial_close(struct serial *s, bool failed);

@@ -29,8 +29,11 @@ static void put_json(struct stats_sink *sink, const struct stat_value *s)
     put_json_string(sink->f, s->name);
     fputs(": ", sink->f);
     switch (s->kind) {
-    case STAT_COUNT: case STAT_BYTES: case STAT_NS: fprintf(sink->f, "%" PRIu64, s->count); break;
-    case STAT_RATIO: case STAT_REAL: fprintf(sink->f, "%.6f", s->real); break;
+    case STAT_COUNT:
+    case STAT_BYTES:
+    case STAT_NS: fprintf(sink->f, "%" PRIu64, s->count); break;
+    case STAT_RATIO:
+    case STAT_REAL: fprintf(sink->f, "%.6f", s->real); break;
     case STAT_TEXT: put_json_string(sink->f, s->text); break;
     }
 }
@@ -74,7 +77,8 @@ void stats_ns(struct stats_sink *sink, const char *name, uint64_t ns)
 
 void stats_ratio(struct stats_sink *sink, const char *name, uint64_t part, uint64_t whole)
 {
-    stats_put(sink, &(struct stat_value){.name = name, .kind = STAT_RATIO, .real = whole ? (double)part / (double)whole : 0});
+    stats_put(sink, &(struct stat_value){
+                        .name = name, .kind = STAT_RATIO, .real = whole ? (double)part / (double)whole : 0});
 }
 
 void stats_real(struct stats_sink *sink, const char *name, double value)

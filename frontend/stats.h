@@ -1,5 +1,5 @@
-// Prints named figures as text or as one line of JSON. Who has figures lists them through a callback; nothing here
-// knows what they mean.
+// Prints named figures as text or as one line of JSON. Who has figures lists them through a callback; nothing
+// here knows what they mean.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>

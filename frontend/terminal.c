@@ -1,10 +1,11 @@
-// Why a second process: a handler for fatal signals can't restore the terminal reliably here. The software engine owns
-// SIGSEGV, SIGBUS, SIGILL and SIGFPE, a bug in translated code may leave no usable stack, and SIGKILL has no handler.
-// The watching process runs none of that. When it is itself killed, the child gets SIGTERM and restores (terminal_leave).
+// Why a second process: a handler for fatal signals can't restore the terminal reliably here. The software
+// engine owns SIGSEGV, SIGBUS, SIGILL and SIGFPE, a bug in translated code may leave no usable stack, and
+// SIGKILL has no handler. The watching process runs none of that. When it is itself killed, the child gets
+// SIGTERM and restores (terminal_leave).
 //
-// Stopping: in raw mode Ctrl-Z reaches the guest, but kill -TSTP and kill -STOP must leave a usable shell. The child stops,
-// the watcher sees it, restores the terminal and stops itself; on SIGCONT it makes the terminal raw again and wakes
-// the child.
+// Stopping: in raw mode Ctrl-Z reaches the guest, but kill -TSTP and kill -STOP must leave a usable shell.
+// The child stops, the watcher sees it, restores the terminal and stops itself; on SIGCONT it makes the
+// terminal raw again and wakes the child.
 #include "frontend/terminal.h"
 
 #include <errno.h>
@@ -34,9 +35,13 @@ enum key_action key_filter_byte(struct key_filter *f, uint8_t byte)
     f->after_ctrl_a = false;
     switch (byte) {
     case CTRL_A: return KEY_SEND;
-    case 'x': case 'X': return KEY_QUIT;
-    case 'h': case 'H': case '?': return KEY_HELP;
-    case 's': case 'S': return KEY_STATS;
+    case 'x':
+    case 'X': return KEY_QUIT;
+    case 'h':
+    case 'H':
+    case '?': return KEY_HELP;
+    case 's':
+    case 'S': return KEY_STATS;
     default: return KEY_NOTHING;
     }
 }
@@ -75,7 +80,8 @@ static int status_of(int wait_status)
     int sig = WTERMSIG(wait_status);
     if (sig == SIGKILL || sig == SIGTERM || sig == SIGINT || sig == SIGHUP || sig == SIGQUIT)
         return EXIT_KILLED;
-    fprintf(stderr, "gnomon: crashed (%s): the machine's process: please report this with the command line used\n",
+    fprintf(stderr,
+            "gnomon: crashed (%s): the machine's process: please report this with the command line used\n",
             strsignal(sig));
     return EXIT_HOST_ERROR;
 }

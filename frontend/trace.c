@@ -13,8 +13,8 @@ int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SI
     t->f = o->trace_file ? fopen(o->trace_file, "we") : stderr;
     if (!t->f) {
         int e = errno;
-        snprintf(error, ERROR_SIZE, "can't write the trace file (%s): %.200s: name a file you may write", strerror(e),
-                 o->trace_file);
+        snprintf(error, ERROR_SIZE, "can't write the trace file (%s): %.200s: name a file you may write",
+                 strerror(e), o->trace_file);
         return -e;
     }
     return 0;
@@ -36,6 +36,7 @@ void trace_cpu(struct trace *t, const char *what, uint64_t a, uint64_t b)
 void trace_io(struct trace *t, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value)
 {
     if (t->f)
-        fprintf(t->f, "%s %s %0*" PRIx64 " size %u value %0*" PRIx64 "\n", mmio ? "mmio" : "port", write ? "write" : "read ",
-                mmio ? 9 : 4, address, size, (int)(2 * (size < 8 ? size : 8)), value);
+        fprintf(t->f, "%s %s %0*" PRIx64 " size %u value %0*" PRIx64 "\n", mmio ? "mmio" : "port",
+                write ? "write" : "read ", mmio ? 9 : 4, address, size, (int)(2 * (size < 8 ? size : 8)),
+                value);
 }

@@ -3,7 +3,7 @@
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 4
 cd "$top" || exit 4
-cache=${GNOMON_CACHE:-$top/.cache}
+cache=${GNOMON_CACHE:-$top/.cache} # downloads, images and logs
 
 say()
 {
@@ -14,6 +14,12 @@ die()
 {
     say "$@"
     exit 4
+}
+
+make_cache()
+{
+    mkdir -p "$cache" 2>/dev/null
+    [ -w "$cache" ] || die "can't write: $cache: set GNOMON_CACHE to a directory you may write"
 }
 
 # What the build needs beyond a minimal Debian 12.
@@ -43,7 +49,7 @@ install_packages()
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
         die "packages are missing: ${missing[*]}: run as root or install sudo"
     say "installing ${missing[*]}"
-    mkdir -p "$cache"
+    as_root true || die "packages are missing: ${missing[*]}: run as root or get leave to use sudo"
     as_root apt-get -q update >"$cache/install.log" 2>&1 ||
         die "apt-get update failed: $cache/install.log: check the network and the package sources"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}" \
@@ -56,7 +62,6 @@ build()
 {
     local dir=$1 log
     shift
-    mkdir -p "$cache"
     log=$cache/build-${dir##*/}.log
     if [ ! -f "$dir/build.ninja" ]; then
         meson setup "$dir" "$top" "$@" >"$log" 2>&1 || return 1

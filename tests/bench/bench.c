@@ -1,7 +1,8 @@
-// The benchmark guest: one static program that runs as init of a guest or on the host, and prints for each row
+// The benchmark guest: one static program that runs as init of a guest or on the host, and prints for each
+// row
 //   row NAME NANOSECONDS-PER-OPERATION
-// An operation's count is raised until a row takes BENCH_MS milliseconds (environment; 200). BENCH_ROWS limits the
-// rows to those named, joined by commas. Rows that compute check their result first: "wrong NAME".
+// An operation's count is raised until a row takes BENCH_MS milliseconds (environment; 200). BENCH_ROWS
+// limits the rows to those named, joined by commas. Rows that compute check their result first: "wrong NAME".
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -20,7 +21,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#define PAGE 4096ul
+#define PAGE  4096ul
 #define CHUNK 65536ul
 
 static volatile uint64_t sink; // keeps the compiler from dropping work
@@ -197,7 +198,10 @@ __attribute__((noinline)) static uint64_t count_primes(uint64_t limit)
     return count;
 }
 
-static bool primes_right(void) { return count_primes(10000) == 1229; }
+static bool primes_right(void)
+{
+    return count_primes(10000) == 1229;
+}
 static void primes_1(uint64_t n)
 {
     while (n--)
@@ -223,7 +227,10 @@ __attribute__((noinline)) static uint64_t factorial(uint64_t n)
         f *= i;
     return f;
 }
-static bool factorial_right(void) { return factorial(20) == 2432902008176640000ull && factorial(66) == 0; }
+static bool factorial_right(void)
+{
+    return factorial(20) == 2432902008176640000ull && factorial(66) == 0;
+}
 static void factorial_64(uint64_t n)
 {
     while (n--)
@@ -289,7 +296,10 @@ __attribute__((noinline)) static uint64_t fib(uint64_t n)
 {
     return n < 2 ? n : fib(n - 1) + fib(n - 2);
 }
-static bool fib_right(void) { return fib(24) == 46368; }
+static bool fib_right(void)
+{
+    return fib(24) == 46368;
+}
 static void fib_24(uint64_t n)
 {
     while (n--)
@@ -394,11 +404,13 @@ static void pointer_chase(uint64_t n)
     sink += (uint64_t)chase(lines, n);
 }
 
+// clang-format off
 #define FUNCTION(i) \
     __attribute__((noinline)) static uint64_t function_##i(uint64_t x) { return x * (2 * i + 3) + i; }
 FUNCTION(0) FUNCTION(1) FUNCTION(2) FUNCTION(3) FUNCTION(4) FUNCTION(5) FUNCTION(6) FUNCTION(7)
+// clang-format on
 static uint64_t (*volatile functions[8])(uint64_t) = {function_0, function_1, function_2, function_3,
-                                                     function_4, function_5, function_6, function_7};
+                                                      function_4, function_5, function_6, function_7};
 static void indirect_calls(uint64_t n)
 {
     uint64_t x = 1;
@@ -410,14 +422,16 @@ static void indirect_calls(uint64_t n)
 static bool snprintf_right(void)
 {
     char text[64];
-    return snprintf(text, sizeof text, "%d %s %.3f %lx", -42, "gnomon", 3.14159, 0xfedcba9876543210ul) == 33 &&
+    return snprintf(text, sizeof text, "%d %s %.3f %lx", -42, "gnomon", 3.14159, 0xfedcba9876543210ul) ==
+               33 &&
            !strcmp(text, "-42 gnomon 3.142 fedcba9876543210");
 }
 static void snprintf_line(uint64_t n)
 {
     char text[64];
     while (n--)
-        sink += snprintf(text, sizeof text, "%d %s %.3f %lx", (int)n, "gnomon", (double)n / 7, (unsigned long)n);
+        sink +=
+            snprintf(text, sizeof text, "%d %s %.3f %lx", (int)n, "gnomon", (double)n / 7, (unsigned long)n);
 }
 
 static const struct row {
@@ -425,26 +439,16 @@ static const struct row {
     void (*run)(uint64_t n);
     bool (*right)(void); // prepares and checks; null: nothing to check
 } rows[] = {
-    {"getppid", getppid_loop, NULL},
-    {"fork_wait", fork_wait, NULL},
-    {"page_touch", page_touch, NULL},
-    {"pipe_ping_pong", pipe_ping_pong, NULL},
-    {"pwrite_64k", pwrite_64k, NULL},
-    {"pread_64k", pread_64k, NULL},
-    {"mprotect", mprotect_page, NULL},
-    {"vfork_exec", vfork_exec, NULL},
-    {"divide_by_zero", divide_by_zero, NULL},
-    {"primes_1", primes_1, primes_right},
-    {"primes_2", primes_2, primes_right},
-    {"factorial", factorial_64, factorial_right},
-    {"quicksort", quicksort_16k, sort_right},
-    {"fib", fib_24, fib_right},
-    {"matmul", matmul_96, matmul_right},
-    {"libm", libm, libm_right},
-    {"memcpy_16m", memcpy_16m, NULL},
-    {"pointer_chase", pointer_chase, chase_right},
-    {"indirect_calls", indirect_calls, NULL},
-    {"snprintf", snprintf_line, snprintf_right},
+    {"getppid", getppid_loop, NULL},          {"fork_wait", fork_wait, NULL},
+    {"page_touch", page_touch, NULL},         {"pipe_ping_pong", pipe_ping_pong, NULL},
+    {"pwrite_64k", pwrite_64k, NULL},         {"pread_64k", pread_64k, NULL},
+    {"mprotect", mprotect_page, NULL},        {"vfork_exec", vfork_exec, NULL},
+    {"divide_by_zero", divide_by_zero, NULL}, {"primes_1", primes_1, primes_right},
+    {"primes_2", primes_2, primes_right},     {"factorial", factorial_64, factorial_right},
+    {"quicksort", quicksort_16k, sort_right}, {"fib", fib_24, fib_right},
+    {"matmul", matmul_96, matmul_right},      {"libm", libm, libm_right},
+    {"memcpy_16m", memcpy_16m, NULL},         {"pointer_chase", pointer_chase, chase_right},
+    {"indirect_calls", indirect_calls, NULL}, {"snprintf", snprintf_line, snprintf_right},
 };
 
 // Whether `name` is one of the comma-joined words.
@@ -468,7 +472,8 @@ static double measure(const struct row *row, uint64_t target_ns)
         if (elapsed >= target_ns)
             return (double)elapsed / (double)n;
         // Aim a quarter above the target, but grow tenfold at most: a first sample can be far off.
-        uint64_t next = elapsed ? (uint64_t)((double)n * 1.25 * (double)target_ns / (double)elapsed) + 1 : n * 10;
+        uint64_t next =
+            elapsed ? (uint64_t)((double)n * 1.25 * (double)target_ns / (double)elapsed) + 1 : n * 10;
         n = next > n * 10 ? n * 10 : next > n ? next : n + 1;
     }
 }

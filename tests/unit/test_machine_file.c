@@ -32,7 +32,8 @@ static void values_are_taken_as_they_stand(void **state)
 {
     (void)state;
     struct run_options o;
-    assert_true(parse(&o, "# mine\n; too\n\n [machine]\r\nkernel=vmlinuz\n  append =  a=\"b c\"; \\s #x \t\r\nmemory = 1G\nperf\n"));
+    assert_true(parse(&o, "# mine\n; too\n\n [machine]\r\nkernel=vmlinuz\n  append =  a=\"b c\"; \\s #x "
+                          "\t\r\nmemory = 1G\nperf\n"));
     assert_string_equal(o.kernel, "/d/vmlinuz");
     assert_string_equal(o.append, "a=\"b c\"; \\s #x");
     assert_int_equal(o.memory_bytes, 1u << 30);
@@ -65,8 +66,9 @@ static void relative_paths_start_at_the_files_directory(void **state)
 {
     (void)state;
     struct run_options o;
-    assert_true(parse(&o, "[machine]\ninitrd = a\ninitrd = /b\ndisk = c,readonly=on\nserial = file:log\nserial = unix:/s\n"
-                          "trace = io,file=t\n"));
+    assert_true(parse(
+        &o, "[machine]\ninitrd = a\ninitrd = /b\ndisk = c,readonly=on\nserial = file:log\nserial = unix:/s\n"
+            "trace = io,file=t\n"));
     assert_int_equal(o.initrd_count, 2);
     assert_string_equal(o.initrds[0], "/d/a");
     assert_string_equal(o.initrds[1], "/b");
@@ -81,7 +83,8 @@ static void errors_name_the_line(void **state)
 {
     (void)state;
     assert_refused("[machine]\nmemroy = 1G\n", "unknown key 'memroy': vm.ini:2: did you mean 'memory'?");
-    assert_refused("[machine]\n\nzzzzzzzzz = 1\n", "unknown key 'zzzzzzzzz': vm.ini:3: see gnomon help machine-file");
+    assert_refused("[machine]\n\nzzzzzzzzz = 1\n",
+                   "unknown key 'zzzzzzzzz': vm.ini:3: see gnomon help machine-file");
     assert_refused("[machine]\n= 1\n", "unknown key '': vm.ini:2: see gnomon help machine-file");
     assert_refused("[machine]\nkernel\n", "no value: vm.ini:2: write kernel = FILE");
     assert_refused("[machine]\nmemory = 1G\nmemory = 2G\n", "memory is set twice: vm.ini:3: leave one out");
@@ -121,8 +124,25 @@ static void an_overlong_value_is_refused(void **state)
 static void noise_does_no_harm(void **state)
 {
     (void)state;
-    static const char *const words[] = {"[machine]", "kernel", "memory", "=", "\n", " ", "serial", "disk", "unix:", ",snapshot=",
-                                        "on", "trace", "io,file=", "\r", "#", ",", "9999999999999999999G", "perf", "stdio"};
+    static const char *const words[] = {"[machine]",
+                                        "kernel",
+                                        "memory",
+                                        "=",
+                                        "\n",
+                                        " ",
+                                        "serial",
+                                        "disk",
+                                        "unix:",
+                                        ",snapshot=",
+                                        "on",
+                                        "trace",
+                                        "io,file=",
+                                        "\r",
+                                        "#",
+                                        ",",
+                                        "9999999999999999999G",
+                                        "perf",
+                                        "stdio"};
     uint32_t seed = 1;
     for (int round = 0; round < 20000; round++) {
         char text[256];

@@ -16,7 +16,11 @@
 
 static char error[ERROR_SIZE];
 
-#define ARGS(...) (sizeof((char *[]){__VA_ARGS__}) / sizeof(char *)), (char *[]){__VA_ARGS__}
+#define ARGS(...)                                                                                            \
+    (sizeof((char *[]){__VA_ARGS__}) / sizeof(char *)), (char *[])                                           \
+    {                                                                                                        \
+        __VA_ARGS__                                                                                          \
+    }
 
 static bool parse(struct run_options *o, size_t argc, char **argv)
 {
@@ -37,11 +41,12 @@ static void every_option_reaches_its_field(void **state)
 {
     (void)state;
     struct run_options o;
-    assert_true(parse(&o, ARGS("--kernel", "k", "--initrd=a", "--initrd", "b", "--append", "x=1 y", "--memory", "1G", "--cpus",
-                               "1", "--cpu", "v2,+avx", "--disk", "d.img,snapshot=on,readonly=on", "--serial", "stdio",
-                               "--serial", "unix:/tmp/s", "--debugcon", "file:dbg", "--display", "none", "--engine", "software",
-                               "--stats=json", "--trace", "exc,io,file=a,b", "--on-crash", "halt", "--on-reboot", "exit",
-                               "--timeout", "1.5", "--sandbox", "--perf=on")));
+    assert_true(parse(&o, ARGS("--kernel", "k", "--initrd=a", "--initrd", "b", "--append", "x=1 y",
+                               "--memory", "1G", "--cpus", "1", "--cpu", "v2,+avx", "--disk",
+                               "d.img,snapshot=on,readonly=on", "--serial", "stdio", "--serial",
+                               "unix:/tmp/s", "--debugcon", "file:dbg", "--display", "none", "--engine",
+                               "software", "--stats=json", "--trace", "exc,io,file=a,b", "--on-crash", "halt",
+                               "--on-reboot", "exit", "--timeout", "1.5", "--sandbox", "--perf=on")));
     assert_string_equal(o.kernel, "k");
     assert_int_equal(o.initrd_count, 2);
     assert_string_equal(o.initrds[0], "a");
@@ -93,11 +98,26 @@ static void memory_sizes_are_exact(void **state)
         char *text;
         uint64_t bytes; // 0: refused
     } cases[] = {
-        {"64", 64ull << 20},   {"64M", 64ull << 20}, {"64m", 64ull << 20}, {"2048K", 2ull << 20},
-        {"4G", 4ull << 30},    {"1024G", 1ull << 40}, {"1025G", 0},        {"1M", 1ull << 20},
-        {"1023K", 0},          {"1025K", 0},         {"0", 0},             {"", 0},
-        {"-1", 0},             {"+1", 0},            {" 1", 0},            {"1MB", 0},
-        {"0x10M", 0},          {"18446744073709551616", 0}, {"99999999999999G", 0}, {"M", 0},
+        {"64", 64ull << 20},
+        {"64M", 64ull << 20},
+        {"64m", 64ull << 20},
+        {"2048K", 2ull << 20},
+        {"4G", 4ull << 30},
+        {"1024G", 1ull << 40},
+        {"1025G", 0},
+        {"1M", 1ull << 20},
+        {"1023K", 0},
+        {"1025K", 0},
+        {"0", 0},
+        {"", 0},
+        {"-1", 0},
+        {"+1", 0},
+        {" 1", 0},
+        {"1MB", 0},
+        {"0x10M", 0},
+        {"18446744073709551616", 0},
+        {"99999999999999G", 0},
+        {"M", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct run_options o;
@@ -121,17 +141,21 @@ static void errors_say_what_where_and_what_to_do(void **state)
                    "'lots' is no memory size: --memory: write a number and K, M or G, such as 512M");
     assert_refused(ARGS("--cpus", "0"), "'0' is no number of CPUs: --cpus: use 1");
     assert_refused(ARGS("--on-crash", "pray"), "unknown value 'pray': --on-crash: use exit, reset or halt");
-    assert_refused(ARGS("--serial", "tcp:1"), "unknown value 'tcp:1': --serial: use stdio, file:PATH, unix:PATH, pty or none");
+    assert_refused(ARGS("--serial", "tcp:1"),
+                   "unknown value 'tcp:1': --serial: use stdio, file:PATH, unix:PATH, pty or none");
     assert_refused(ARGS("--serial", "none", "--serial", "none", "--serial", "none"),
                    "more than 2 serial ports: --serial: the machine has COM1 and COM2");
-    assert_refused(ARGS("--trace", "nonsense"), "unknown value 'nonsense': --trace: use code, exc, mmu, io, cpu or all");
-    assert_refused(ARGS("--trace", "file=x"), "nothing to trace: --trace: name code, exc, mmu, io, cpu or all");
+    assert_refused(ARGS("--trace", "nonsense"),
+                   "unknown value 'nonsense': --trace: use code, exc, mmu, io, cpu or all");
+    assert_refused(ARGS("--trace", "file=x"),
+                   "nothing to trace: --trace: name code, exc, mmu, io, cpu or all");
     assert_refused(ARGS("--timeout", "0"), "'0' is no time: --timeout: write seconds, such as 60");
     assert_refused(ARGS("--timeout", "nan"), "'nan' is no time: --timeout: write seconds, such as 60");
     assert_refused(ARGS("--perf=maybe"), "'maybe' is neither on nor off: --perf: write on or off");
     assert_refused(ARGS("--disk", "d,snapshot=yes"), "'yes' is neither on nor off: --disk: write on or off");
-    assert_refused(ARGS("/no/such.ini"),
-                   "can't read the machine file (No such file or directory): /no/such.ini: check its name and its mode");
+    assert_refused(
+        ARGS("/no/such.ini"),
+        "can't read the machine file (No such file or directory): /no/such.ini: check its name and its mode");
     assert_refused(ARGS("a.ini", "b.ini"), "a second machine file: b.ini: name one");
 }
 
@@ -196,9 +220,11 @@ static void senseless_combinations_are_refused(void **state)
         {{"--bios", "b", "--initrd", "i"}, 4, "no kernel for it: --initrd: add --kernel FILE"},
         {{"--bios", "b", "--append", "i"}, 4, "no kernel for it: --append: add --kernel FILE"},
         {{"--kernel", "k", "--cpus", "2"}, 4, "more than one CPU is not there yet: --cpus: use --cpus 1"},
-        {{"--kernel", "k", "--engine", "hardware"}, 4,
+        {{"--kernel", "k", "--engine", "hardware"},
+         4,
          "the hardware engine is not there yet: --engine: use --engine software"},
-        {{"--kernel", "k", "--serial", "stdio", "--serial", "stdio"}, 6,
+        {{"--kernel", "k", "--serial", "stdio", "--serial", "stdio"},
+         6,
          "two ports on one terminal: --serial: send one elsewhere, such as --serial none"},
         {{"--kernel", "k"}, 2, NULL},
         {{"--bios", "k", "--serial", "none", "--serial", "stdio"}, 6, NULL},

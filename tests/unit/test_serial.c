@@ -91,8 +91,9 @@ static void unwritable_file_is_one_line(void **state)
     struct serial s;
     struct char_option option = {CHAR_FILE, "/no/such/file"};
     assert_true(serial_open(&s, &option, "COM1", error) < 0);
-    assert_string_equal(error,
-                        "can't write the serial file (No such file or directory): /no/such/file: name a file you may write");
+    assert_string_equal(
+        error,
+        "can't write the serial file (No such file or directory): /no/such/file: name a file you may write");
 }
 
 static void socket_carries_both_ways_and_takes_a_new_client(void **state)
@@ -129,8 +130,10 @@ static void second_machine_on_a_socket_is_refused(void **state)
     char line[ERROR_SIZE];
     assert_int_equal(open_port(&first, CHAR_UNIX), 0);
     assert_true(open_port(&second, CHAR_UNIX) < 0);
-    snprintf(line, sizeof line,
-             "another machine listens there (Address already in use): %s: name another socket or end that machine", path);
+    snprintf(
+        line, sizeof line,
+        "another machine listens there (Address already in use): %s: name another socket or end that machine",
+        path);
     assert_string_equal(error, line);
     assert_int_equal(access(path, F_OK), 0); // the first one's socket stays
     int client = connect_to(path);

@@ -1,0 +1,109 @@
+// The guest's arithmetic flags live in the host's, but the check before a memory access destroys those. So a block keeps
+// track of where they are: dead (overwritten before anybody reads them), in the host, or parked in memory as LAHF and
+// SETO give them (AH: SF ZF AF PF CF, AL: OF).
+//
+//  1. An instruction that neither reads nor writes flags, but accesses memory, parks live flags first; they stay parked
+//     until one wants them back. So a run of accesses between a CMP and its Jcc costs one park and one return.
+//  2. One that uses flags and memory at once (ADC, SETcc, INC with CF live) has them carried over its own check in AX.
+//  3. A block is entered with flags in the host through `code`, with parked flags through `code_parked`, which is the
+//     same address where the block needs none. Exits to the same page go by `code`. All others, to other pages,
+//     indirect, to the dispatcher, park live flags and go by `code_parked`: so indirect branches may compare.
+//
+// Example: CMP; MOV RAX,[RSP]; MOV [RBX],RAX; JE. Parked before the first MOV, back before JE.
+#include "dbt/internal.h"
+
+uint32_t flags_read(const struct ginsn *g)
+{
+    if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
+        return FL_ARITH;
+    return g->z.cpu_flags ? g->z.cpu_flags->tested & FL_ARITH : 0;
+}
+
+uint32_t flags_killed(const struct ginsn *g)
+{
+    const ZydisDecodedInstruction *z = &g->z;
+    if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
+        return 0;
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD: return 0; // a count of zero changes nothing
+    default: break;
+    }
+    return (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & ~z->cpu_flags->undefined & FL_ARITH;
+}
+
+static bool accesses_memory(const struct ginsn *g)
+{
+    struct ea ea;
+    unsigned size;
+    bool rd, wr;
+    switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_RET:
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+    case ZYDIS_MNEMONIC_LEAVE: return true;
+    default: return g->cls != CLASS_INLINE && mem_operand(g, &ea, &size, &rd, &wr);
+    }
+}
+
+static bool writes_flags(const struct ginsn *g)
+{
+    const ZydisAccessedFlags *f = g->z.cpu_flags;
+    return f && (f->modified | f->set_0 | f->set_1 | f->undefined) & FL_ARITH;
+}
+
+void flags_park(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    a_mov_rr(a, 8, T1, H_AX);
+    a8(a, 0x9f);                   // lahf
+    a_bytes(a, "\x0f\x90\xc0", 3); // seto al
+    a8(a, 0x66);
+    a_store_abs(a, 4, DBT(t, parked), H_AX);
+    a_mov_rr(a, 8, H_AX, T1);
+    t->flags = FLAGS_PARKED;
+}
+
+void flags_unpark(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    a_mov_rr(a, 8, T1, H_AX);
+    a_load_abs(a, 4, H_AX, DBT(t, parked));
+    a_bytes(a, "\x04\x7f", 2); // add al, 127
+    a8(a, 0x9e);               // sahf
+    a_mov_rr(a, 8, H_AX, T1);
+    t->flags = FLAGS_HOST;
+}
+
+void flags_before(struct translation *t, const struct ginsn *g)
+{
+    if (g->live == 0) {
+        t->flags = FLAGS_DEAD;
+        return;
+    }
+    bool leaves = g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER;
+    if (bounce(t) || leaves)
+        return; // a bounce carries them itself, and a site parks what is in the host
+    if (flags_read(g) || writes_flags(g)) {
+        if (t->flags == FLAGS_PARKED)
+            flags_unpark(t);
+    } else if (t->flags == FLAGS_HOST && accesses_memory(g)) {
+        flags_park(t);
+    }
+}
+
+void flags_after(struct translation *t, const struct ginsn *g)
+{
+    if (g->live_after == 0)
+        t->flags = FLAGS_DEAD;
+    else if (writes_flags(g))
+        t->flags = FLAGS_HOST;
+}
