@@ -1,6 +1,7 @@
-// ACPI 2.0 tables of the machine (ACPI Specification 6.4 chapter 5). The DSDT is compiled from acpi/dsdt.asl; the rest
-// depends on the configuration and is put together here, in one block without an address: pointers hold offsets into
-// the block until acpi_relocate() or the guest's firmware (following "etc/table-loader") makes them addresses.
+// ACPI 2.0 tables of the machine (ACPI Specification 6.4 chapter 5). The DSDT is compiled from acpi/dsdt.asl;
+// the rest depends on the configuration and is put together here, in one block without an address: pointers
+// hold offsets into the block until acpi_relocate() or the guest's firmware (following "etc/table-loader")
+// makes them addresses.
 #include "bios/acpi.h"
 #include "devices/chips.h"
 #include "dsdt_aml.h"
@@ -9,29 +10,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CAPACITY 0x8000u
-#define HEADER_SIZE 36u
+#define CAPACITY        0x8000u
+#define HEADER_SIZE     36u
 #define HEADER_CHECKSUM 9u
 
 // The machine's fixed resources.
-#define LAPIC_BASE  0xfee00000u
-#define IOAPIC_BASE 0xfec00000u
-#define HPET_BASE   0xfed00000u
-#define PM_BASE     0x600u
-#define SCI_IRQ     9u
-#define APMC        0xb2u
+#define LAPIC_BASE         0xfee00000u
+#define IOAPIC_BASE        0xfec00000u
+#define HPET_BASE          0xfed00000u
+#define PM_BASE            0x600u
+#define SCI_IRQ            9u
+#define APMC               0xb2u
 #define ACPI_ENABLE_VALUE  0xf1u
 #define ACPI_DISABLE_VALUE 0xf0u
-#define RESET_PORT  0xcf9u
-#define RESET_VALUE 0x06u
+#define RESET_PORT         0xcf9u
+#define RESET_VALUE        0x06u
 
 // FADT (5.2.9)
-#define FADT_SIZE 244u // revision 3
-#define FADT_WBINVD       (1u << 0)
-#define FADT_PROC_C1      (1u << 2)
-#define FADT_SLP_BUTTON   (1u << 5) // no fixed sleep button
-#define FADT_RTC_NOT_FIXED (1u << 6)
-#define FADT_RESET_REG    (1u << 10)
+#define FADT_SIZE           244u // revision 3
+#define FADT_WBINVD         (1u << 0)
+#define FADT_PROC_C1        (1u << 2)
+#define FADT_SLP_BUTTON     (1u << 5) // no fixed sleep button
+#define FADT_RTC_NOT_FIXED  (1u << 6)
+#define FADT_RESET_REG      (1u << 10)
 #define IAPC_LEGACY_DEVICES 0x01u
 #define IAPC_8042           0x02u
 #define IAPC_NO_VGA         0x04u
@@ -58,25 +59,26 @@ static uint64_t get(const uint8_t *p, unsigned size)
 
 struct pci_window acpi_pci_window32(const struct acpi_config *config)
 {
-    return (struct pci_window){ config->low_ram, PCI_HOLE_END };
+    return (struct pci_window){config->low_ram, PCI_HOLE_END};
 }
 
 // The upper half of what the processor can address, above RAM and at most 1 TiB of it.
 struct pci_window acpi_pci_window64(const struct acpi_config *config)
 {
     unsigned bits = config->phys_bits > 46 ? 46 : config->phys_bits;
-    struct pci_window none = { 1, 0 };
+    struct pci_window none = {1, 0};
 
     if (bits <= 36)
         return none;
     uint64_t end = 1ull << bits, size = end / 2 < 1ull << 40 ? end / 2 : 1ull << 40, base = end - size;
     if (base < config->high_ram)
         base = (config->high_ram + (1ull << 30) - 1) & ~((1ull << 30) - 1);
-    return base < end ? (struct pci_window){ base, end - 1 } : none;
+    return base < end ? (struct pci_window){base, end - 1} : none;
 }
 
 // ---- assembling
-// Room for a table of `size` bytes at a multiple of `align`; the block has been made large enough for all of them.
+// Room for a table of `size` bytes at a multiple of `align`; the block has been made large enough for all of
+// them.
 static uint8_t *reserve(struct acpi_tables *t, uint32_t size, uint32_t align, uint32_t *offset)
 {
     uint32_t at = (t->size + align - 1) & ~(align - 1);
@@ -136,9 +138,9 @@ static bool add_fadt(struct acpi_tables *t, uint32_t facs, uint32_t dsdt, uint32
     put(p + 48, APMC, 4);
     p[52] = ACPI_ENABLE_VALUE;
     p[53] = ACPI_DISABLE_VALUE;
-    put(p + 56, PM_BASE, 4);     // PM1a_EVT_BLK
-    put(p + 64, PM_BASE + 4, 4); // PM1a_CNT_BLK
-    put(p + 76, PM_BASE + 8, 4); // PM_TMR_BLK
+    put(p + 56, PM_BASE, 4);       // PM1a_EVT_BLK
+    put(p + 64, PM_BASE + 4, 4);   // PM1a_CNT_BLK
+    put(p + 76, PM_BASE + 8, 4);   // PM_TMR_BLK
     put(p + 80, PM_BASE + 0xc, 4); // GPE0_BLK
     p[88] = 4;
     p[89] = 2;
@@ -163,7 +165,7 @@ static bool add_fadt(struct acpi_tables *t, uint32_t facs, uint32_t dsdt, uint32
 // 5.2.12. ISA interrupt 0 is on input 2; those that PCI or the SCI may use are level-triggered, active high.
 static bool add_madt(struct acpi_tables *t, const struct acpi_config *config, uint32_t *offset)
 {
-    static const uint8_t level_irqs[] = { 5, 9, 10, 11 };
+    static const uint8_t level_irqs[] = {5, 9, 10, 11};
     uint32_t size = HEADER_SIZE + 8 + config->cpus * 8 + 12 + 10 + sizeof level_irqs * 10 + 6;
     uint8_t *start = reserve(t, size, 16, offset), *p = start;
 
@@ -175,7 +177,7 @@ static bool add_madt(struct acpi_tables *t, const struct acpi_config *config, ui
     put(p + 4, 1, 4); // PCAT_COMPAT: there is an 8259 pair
     p += 8;
     for (unsigned n = 0; n < config->cpus; n++, p += 8) {
-        const uint8_t local_apic[8] = { 0, 8, (uint8_t)n, (uint8_t)n, 1 };
+        const uint8_t local_apic[8] = {0, 8, (uint8_t)n, (uint8_t)n, 1};
         memcpy(p, local_apic, sizeof local_apic);
     }
     p[0] = 1; // I/O APIC
@@ -183,14 +185,14 @@ static bool add_madt(struct acpi_tables *t, const struct acpi_config *config, ui
     p[2] = (uint8_t)config->cpus;
     put(p + 4, IOAPIC_BASE, 4);
     p += 12;
-    const uint8_t timer[10] = { 2, 10, 0, 0, 2 }; // source 0 is GSI 2, polarity and trigger as the bus
+    const uint8_t timer[10] = {2, 10, 0, 0, 2}; // source 0 is GSI 2, polarity and trigger as the bus
     memcpy(p, timer, sizeof timer);
     p += 10;
     for (unsigned n = 0; n < sizeof level_irqs; n++, p += 10) {
-        const uint8_t level[10] = { 2, 10, 0, level_irqs[n], level_irqs[n], 0, 0, 0, 0x0d };
+        const uint8_t level[10] = {2, 10, 0, level_irqs[n], level_irqs[n], 0, 0, 0, 0x0d};
         memcpy(p, level, sizeof level);
     }
-    const uint8_t nmi[6] = { 4, 6, 0xff, 0, 0, 1 }; // LINT1 of every processor
+    const uint8_t nmi[6] = {4, 6, 0xff, 0, 0, 1}; // LINT1 of every processor
     memcpy(p, nmi, sizeof nmi);
     fix_checksum(t, *offset, size);
     return true;
@@ -212,8 +214,8 @@ static bool add_hpet(struct acpi_tables *t, uint32_t *offset)
     return true;
 }
 
-// Sets an integer of the DSDT that the ASL declares with a placeholder of 32 bits: NameOp, name, DWordPrefix, value
-// (20.2.5.1, 20.2.3).
+// Sets an integer of the DSDT that the ASL declares with a placeholder of 32 bits: NameOp, name, DWordPrefix,
+// value (20.2.5.1, 20.2.3).
 static bool set_aml_name(uint8_t *aml, size_t size, const char *name, uint64_t value)
 {
     for (size_t at = HEADER_SIZE; at + 10 <= size; at++) {
@@ -235,13 +237,14 @@ static bool add_dsdt(struct acpi_tables *t, const struct acpi_config *config, ui
     memcpy(p, dsdt_aml, sizeof dsdt_aml);
     fix_checksum(t, *offset, sizeof dsdt_aml);
     uint64_t size64 = w64.limit + 1 - w64.base; // both ends are multiples of 1 GiB
-    return set_aml_name(p, sizeof dsdt_aml, "P32B", w32.base) && set_aml_name(p, sizeof dsdt_aml, "P32E", w32.limit) &&
+    return set_aml_name(p, sizeof dsdt_aml, "P32B", w32.base) &&
+           set_aml_name(p, sizeof dsdt_aml, "P32E", w32.limit) &&
            set_aml_name(p, sizeof dsdt_aml, "P64B", size64 ? w64.base >> 20 : 0) &&
            set_aml_name(p, sizeof dsdt_aml, "P64N", size64 >> 20);
 }
 
-static bool add_root(struct acpi_tables *t, const char *signature, unsigned pointer_size, const uint32_t *tables,
-                     unsigned count, uint32_t *offset)
+static bool add_root(struct acpi_tables *t, const char *signature, unsigned pointer_size,
+                     const uint32_t *tables, unsigned count, uint32_t *offset)
 {
     uint32_t size = HEADER_SIZE + count * pointer_size;
     uint8_t *p = reserve(t, size, 16, offset);
@@ -273,8 +276,7 @@ int acpi_build(struct acpi_tables *t, const struct acpi_config *config)
     p[32] = 1; // version
     if (!add_dsdt(t, config, &dsdt) || !add_fadt(t, facs, dsdt, &tables[count++]) ||
         (config->apic && !add_madt(t, config, &tables[count++])) || !add_hpet(t, &tables[count++]) ||
-        !add_root(t, "RSDT", 4, tables, count, &t->rsdt) ||
-        !add_root(t, "XSDT", 8, tables, count, &t->xsdt))
+        !add_root(t, "RSDT", 4, tables, count, &t->rsdt) || !add_root(t, "XSDT", 8, tables, count, &t->xsdt))
         goto fail;
 
     memcpy(t->rsdp, "RSD PTR ", 8); // 5.2.5.3
@@ -320,15 +322,15 @@ void acpi_relocate(struct acpi_tables *t, uint64_t base)
 }
 
 // ---- for firmware: a script of fixed-size commands (QEMU, docs/specs and hw/acpi/bios-linker-loader)
-#define COMMAND_SIZE  128u
-#define FILE_NAME     56u
+#define COMMAND_SIZE     128u
+#define FILE_NAME        56u
 #define CMD_ALLOCATE     1u // file, align, zone
 #define CMD_ADD_POINTER  2u // file to patch, file pointed to, offset, size
 #define CMD_ADD_CHECKSUM 3u // file, offset of the byte, start, length
-#define ZONE_HIGH  1u
-#define ZONE_FSEG  2u
-#define TABLES_FILE "etc/acpi/tables"
-#define RSDP_FILE   "etc/acpi/rsdp"
+#define ZONE_HIGH        1u
+#define ZONE_FSEG        2u
+#define TABLES_FILE      "etc/acpi/tables"
+#define RSDP_FILE        "etc/acpi/rsdp"
 
 static uint8_t *command(uint8_t *p, uint32_t what, const char *file)
 {
@@ -356,7 +358,8 @@ static uint8_t *pointer_command(uint8_t *p, const char *file, uint32_t offset, u
     return p + COMMAND_SIZE;
 }
 
-static uint8_t *checksum_command(uint8_t *p, const char *file, uint32_t offset, uint32_t start, uint32_t length)
+static uint8_t *checksum_command(uint8_t *p, const char *file, uint32_t offset, uint32_t start,
+                                 uint32_t length)
 {
     uint8_t *args = command(p, CMD_ADD_CHECKSUM, file);
 
@@ -379,7 +382,8 @@ int acpi_export(const struct acpi_tables *t, struct fw_cfg *f)
     for (unsigned n = 0; n < t->pointer_count; n++)
         p = pointer_command(p, TABLES_FILE, t->pointer[n].offset, t->pointer[n].size);
     for (unsigned n = 0; n < t->checksum_count; n++)
-        p = checksum_command(p, TABLES_FILE, t->checksum[n].offset, t->checksum[n].start, t->checksum[n].length);
+        p = checksum_command(p, TABLES_FILE, t->checksum[n].offset, t->checksum[n].start,
+                             t->checksum[n].length);
     p = pointer_command(p, RSDP_FILE, 16, 4);
     p = pointer_command(p, RSDP_FILE, 24, 8);
     p = checksum_command(p, RSDP_FILE, 8, 0, 20);

@@ -7,12 +7,12 @@
 #include <sys/random.h>
 
 // struct boot_params
-#define BP_ACPI_RSDP_ADDR   0x070 // from protocol 2.14
-#define BP_EXT_RAMDISK      0x0c0 // upper halves: everything of ours is below 4 GiB
-#define BP_ALT_MEM_K        0x1e0
-#define BP_E820_ENTRIES     0x1e8
-#define BP_SENTINEL         0x1ef
-#define BP_E820_TABLE       0x2d0
+#define BP_ACPI_RSDP_ADDR 0x070 // from protocol 2.14
+#define BP_EXT_RAMDISK    0x0c0 // upper halves: everything of ours is below 4 GiB
+#define BP_ALT_MEM_K      0x1e0
+#define BP_E820_ENTRIES   0x1e8
+#define BP_SENTINEL       0x1ef
+#define BP_E820_TABLE     0x2d0
 
 #define TYPE_OF_LOADER_UNDEFINED 0xff
 #define VID_MODE_NORMAL          0xffff
@@ -21,15 +21,15 @@
 #define SETUP_RNG_SEED 9
 #define RNG_SEED_SIZE  32
 
-// A kernel mixes this into its random number generator at once; without it early users wait for entropy that a
-// machine without disks and keys is slow to give. Kernels that don't know the type pass over it.
+// A kernel mixes this into its random number generator at once; without it early users wait for entropy that
+// a machine without disks and keys is slow to give. Kernels that don't know the type pass over it.
 static bool write_setup_data(struct mem_map *mem)
 {
     struct {
         uint64_t next;
         uint32_t type, length;
         uint8_t seed[RNG_SEED_SIZE];
-    } data = { .type = SETUP_RNG_SEED, .length = RNG_SEED_SIZE };
+    } data = {.type = SETUP_RNG_SEED, .length = RNG_SEED_SIZE};
 
     if (getrandom(data.seed, sizeof data.seed, 0) != sizeof data.seed)
         data.length = 0;
@@ -38,7 +38,7 @@ static bool write_setup_data(struct mem_map *mem)
 
 bool boot_params_write(const struct loader *l, struct mem_map *mem)
 {
-    uint8_t page[4096] = { 0 };
+    uint8_t page[4096] = {0};
     struct e820_entry map[E820_MAX];
     unsigned entries = loader_e820(l, mem, map);
     size_t header_end = HDR_JUMP + 1 + 1 + l->setup[HDR_JUMP + 1]; // the jump at 200h skips the header
@@ -69,7 +69,8 @@ bool boot_params_write(const struct loader *l, struct mem_map *mem)
            mem_write(mem, BOOT_PARAMS, page, sizeof page);
 }
 
-// boot.rst, "32-bit boot protocol": selectors __BOOT_CS (10h) and __BOOT_DS (18h), ESI the zero page, EBP EDI EBX 0.
+// boot.rst, "32-bit boot protocol": selectors __BOOT_CS (10h) and __BOOT_DS (18h), ESI the zero page, EBP EDI
+// EBX 0.
 void boot_state_linux32(struct vcpu *v, uint64_t entry)
 {
     boot_state_flat32(v, entry, 0x10, 0x18);
@@ -83,7 +84,7 @@ void boot_state_linux32(struct vcpu *v, uint64_t entry)
 // Identity mapping of the first 4 GiB with 2 MiB pages.
 static bool write_page_tables(struct mem_map *mem)
 {
-    uint64_t table[512] = { BOOT_PAGES + 0x1000 + (PTE_P | PTE_RW) };
+    uint64_t table[512] = {BOOT_PAGES + 0x1000 + (PTE_P | PTE_RW)};
 
     if (!mem_write(mem, BOOT_PAGES, table, sizeof table))
         return false;
@@ -104,7 +105,7 @@ static bool write_page_tables(struct mem_map *mem)
 bool boot_state_linux64(struct vcpu *v, uint64_t entry)
 {
     struct cpu_state *s = &v->s;
-    const uint64_t gdt[4] = { 0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff };
+    const uint64_t gdt[4] = {0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff};
 
     if (!write_page_tables(v->mem))
         return false;

@@ -25,12 +25,21 @@
 #define HDR_PREF_ADDRESS    0x258
 #define HDR_INIT_SIZE       0x260
 
-#define LOADED_HIGH    0x01u // loadflags
-#define XLF_KERNEL_64  0x01u
+#define LOADED_HIGH   0x01u // loadflags
+#define XLF_KERNEL_64 0x01u
 
-static inline uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
-static inline uint32_t get32(const uint8_t *p) { return get16(p) | (uint32_t)get16(p + 2) << 16; }
-static inline uint64_t get64(const uint8_t *p) { return get32(p) | (uint64_t)get32(p + 4) << 32; }
+static inline uint16_t get16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+static inline uint32_t get32(const uint8_t *p)
+{
+    return get16(p) | (uint32_t)get16(p + 2) << 16;
+}
+static inline uint64_t get64(const uint8_t *p)
+{
+    return get32(p) | (uint64_t)get32(p + 4) << 32;
+}
 static inline void put16(uint8_t *p, uint16_t v)
 {
     p[0] = (uint8_t)v;

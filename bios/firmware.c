@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define SIZE_MIN  0x10000u
-#define SIZE_MAX_ 0x1000000u
+#define SIZE_LAST 0x1000000u
 #define LOW_SIZE  0x20000u // 82371SB 2.2.7: E0000h-FFFFFh is an alias of the image's end
 
 int firmware_map(const struct image *im, struct mem_map *mem, char *error, size_t error_size)
@@ -16,10 +16,11 @@ int firmware_map(const struct image *im, struct mem_map *mem, char *error, size_
     uint8_t *data;
     int result;
 
-    if (size < SIZE_MIN || size > SIZE_MAX_ || size % 4096)
-        return loader_error(error, error_size, -EINVAL,
-                            "bios: %s: %llu bytes: a firmware image has 64 KiB to 16 MiB, in multiples of 4 KiB",
-                            im->name, (unsigned long long)size);
+    if (size < SIZE_MIN || size > SIZE_LAST || size % 4096)
+        return loader_error(
+            error, error_size, -EINVAL,
+            "bios: %s: %llu bytes: a firmware image has 64 KiB to 16 MiB, in multiples of 4 KiB", im->name,
+            (unsigned long long)size);
     data = malloc(size);
     if (!data)
         return loader_error(error, error_size, -ENOMEM, "bios: %s: out of memory", im->name);

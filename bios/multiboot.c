@@ -1,5 +1,6 @@
-// Multiboot 0.6.96 (version 1): ELF kernels of both classes and images described by the header itself (a.out kludge).
-// The information structure, command line, module list and memory map go behind the last module, as GRUB puts them.
+// Multiboot 0.6.96 (version 1): ELF kernels of both classes and images described by the header itself (a.out
+// kludge). The information structure, command line, module list and memory map go behind the last module, as
+// GRUB puts them.
 #include "bios/boot_params.h"
 #include "cpu/cpu.h"
 #include "mmu/mem.h"
@@ -19,15 +20,15 @@
 #define FLAG_ADDRESSES   0x00010000u
 
 // Information structure (3.3).
-#define INFO_SIZE      120u
-#define INFO_MEMORY    0x001u
-#define INFO_CMDLINE   0x004u
-#define INFO_MODULES   0x008u
-#define INFO_MMAP      0x040u
-#define INFO_LOADER    0x200u
-#define LOADER_NAME    "gnomon"
-#define MMAP_ENTRY     24u
-#define MODULE_ENTRY   16u
+#define INFO_SIZE    120u
+#define INFO_MEMORY  0x001u
+#define INFO_CMDLINE 0x004u
+#define INFO_MODULES 0x008u
+#define INFO_MMAP    0x040u
+#define INFO_LOADER  0x200u
+#define LOADER_NAME  "gnomon"
+#define MMAP_ENTRY   24u
+#define MODULE_ENTRY 16u
 
 struct multiboot_header {
     uint32_t position; // in the file
@@ -50,7 +51,7 @@ static bool find_header(const struct image *im, struct multiboot_header *h)
             continue;
         if ((flags & FLAG_ADDRESSES) && at + 32 > size)
             continue;
-        *h = (struct multiboot_header){ .position = (uint32_t)at, .flags = flags };
+        *h = (struct multiboot_header){.position = (uint32_t)at, .flags = flags};
         if (flags & FLAG_ADDRESSES) {
             h->header_addr = get32(p + 12);
             h->load_addr = get32(p + 16);
@@ -72,7 +73,8 @@ bool multiboot_probe(const struct image *im)
 }
 
 // 3.1.3: the header tells where in memory the file goes.
-static int prepare_addresses(struct loader *l, const struct multiboot_header *h, char *error, size_t error_size)
+static int prepare_addresses(struct loader *l, const struct multiboot_header *h, char *error,
+                             size_t error_size)
 {
     const struct image *im = l->config.kernel;
     uint32_t before = h->header_addr - h->load_addr; // file bytes that are loaded in front of the header
@@ -81,7 +83,8 @@ static int prepare_addresses(struct loader *l, const struct multiboot_header *h,
     if (h->header_addr < h->load_addr || before > h->position ||
         (h->load_end_addr && h->load_end_addr < h->load_addr))
         return loader_error(error, error_size, -EINVAL,
-                            "kernel: %s: the load addresses of its multiboot header contradict each other", im->name);
+                            "kernel: %s: the load addresses of its multiboot header contradict each other",
+                            im->name);
     uint64_t offset = h->position - before;
     file_size = h->load_end_addr ? h->load_end_addr - h->load_addr : im->size - offset;
     memory_size = file_size;
@@ -114,8 +117,9 @@ static int place_modules(struct loader *l, char *error, size_t error_size)
         const struct image *im = &l->config.initrds[n];
         if (at >= l->acpi_base || im->size > l->acpi_base - at)
             return loader_error(error, error_size, -EINVAL,
-                                "initrd: %s: %llu MiB do not fit above %llu MiB: give more --memory", im->name,
-                                (unsigned long long)((im->size + 0xfffff) >> 20), (unsigned long long)(at >> 20));
+                                "initrd: %s: %llu MiB do not fit above %llu MiB: give more --memory",
+                                im->name, (unsigned long long)((im->size + 0xfffff) >> 20),
+                                (unsigned long long)(at >> 20));
         l->module_base[n] = at;
         at = (at + im->size + 0xfff) & ~0xfffull;
     }
@@ -138,9 +142,11 @@ int multiboot_prepare(struct loader *l, char *error, size_t error_size)
         return loader_error(error, error_size, -EIO, "kernel: %s: can't be read", im->name);
     uint32_t unknown = h.flags & FLAG_MUST_KNOW & ~(FLAG_PAGE_ALIGN | FLAG_MEMORY_INFO | FLAG_VIDEO_MODE);
     if (unknown)
-        return loader_error(error, error_size, -EINVAL,
-                            "kernel: %s: its multiboot header demands features %#x, which multiboot 0.6.96 does not "
-                            "define: it is too new", im->name, unknown);
+        return loader_error(
+            error, error_size, -EINVAL,
+            "kernel: %s: its multiboot header demands features %#x, which multiboot 0.6.96 does not "
+            "define: it is too new",
+            im->name, unknown);
     if (h.flags & FLAG_ADDRESSES) {
         result = prepare_addresses(l, &h, error, error_size);
     } else if (elf_probe(im)) {
@@ -148,15 +154,15 @@ int multiboot_prepare(struct loader *l, char *error, size_t error_size)
         result = elf_prepare(im, l, &info, error, error_size);
         l->entry = info.entry_physical;
     } else {
-        result = loader_error(error, error_size, -EINVAL,
-                              "kernel: %s: a multiboot kernel that is no ELF file and gives no load addresses",
-                              im->name);
+        result = loader_error(
+            error, error_size, -EINVAL,
+            "kernel: %s: a multiboot kernel that is no ELF file and gives no load addresses", im->name);
     }
     if (result)
         return result;
     if (l->entry >= 1ull << 32)
-        return loader_error(error, error_size, -EINVAL, "kernel: %s: its entry %#llx is above 4 GiB", im->name,
-                            (unsigned long long)l->entry);
+        return loader_error(error, error_size, -EINVAL, "kernel: %s: its entry %#llx is above 4 GiB",
+                            im->name, (unsigned long long)l->entry);
     if (l->kernel_end < 0x100000)
         l->kernel_end = 0x100000;
     l->protocol = BOOT_MULTIBOOT;
@@ -185,7 +191,8 @@ static uint32_t append_string(struct writer *w, const char *s)
 }
 
 // Entries carry their size, not counting that field itself (3.3).
-static uint32_t append_mmap(struct writer *w, const struct loader *l, const struct mem_map *mem, uint32_t *length)
+static uint32_t append_mmap(struct writer *w, const struct loader *l, const struct mem_map *mem,
+                            uint32_t *length)
 {
     struct e820_entry map[E820_MAX];
     unsigned entries = loader_e820(l, mem, map);
@@ -205,7 +212,7 @@ static uint32_t append_mmap(struct writer *w, const struct loader *l, const stru
 
 static uint32_t append_modules(struct writer *w, const struct loader *l)
 {
-    uint8_t list[LOADER_MAX_INITRDS * MODULE_ENTRY] = { 0 };
+    uint8_t list[LOADER_MAX_INITRDS * MODULE_ENTRY] = {0};
 
     for (unsigned n = 0; n < l->config.initrd_count; n++) {
         uint8_t *entry = list + n * MODULE_ENTRY;
@@ -219,7 +226,7 @@ static uint32_t append_modules(struct writer *w, const struct loader *l)
 
 bool multiboot_load(const struct loader *l, struct mem_map *mem, struct vcpu *v)
 {
-    struct writer w = { calloc(1, l->info_size), l->info_base, INFO_SIZE };
+    struct writer w = {calloc(1, l->info_size), l->info_base, INFO_SIZE};
     uint32_t flags = INFO_MEMORY | INFO_CMDLINE | INFO_MMAP | INFO_LOADER, length;
     bool ok = w.data != NULL;
 

@@ -1,5 +1,6 @@
-// What firmware does to PCI before it starts an operating system: base addresses, interrupt routing and lines, and the
-// firmware area turned into RAM. Done through the same ports a firmware would use, for direct kernel boot.
+// What firmware does to PCI before it starts an operating system: base addresses, interrupt routing and
+// lines, and the firmware area turned into RAM. Done through the same ports a firmware would use, for direct
+// kernel boot.
 #include "bios/acpi.h"
 #include "devices/device.h"
 
@@ -13,16 +14,16 @@
 #define PCI_BAR0           0x10u
 #define PCI_INTERRUPT_LINE 0x3cu
 #define PCI_INTERRUPT_PIN  0x3du
-#define HOST_BRIDGE  0u
-#define ISA_BRIDGE   (1u << 3)
-#define POWER_MANAGEMENT (1u << 3 | 3)
-#define PAM0         0x59u
-#define PIRQRCA      0x60u
-#define SCI_IRQ      9u
+#define HOST_BRIDGE        0u
+#define ISA_BRIDGE         (1u << 3)
+#define POWER_MANAGEMENT   (1u << 3 | 3)
+#define PAM0               0x59u
+#define PIRQRCA            0x60u
+#define SCI_IRQ            9u
 
-#define IO_BASE      0xc000u
-#define IO_LIMIT     0x10000u
-#define MEMORY_BASE  0xe0000000ull // BARs start here, well above the end of RAM for kernels that round it up
+#define IO_BASE     0xc000u
+#define IO_LIMIT    0x10000u
+#define MEMORY_BASE 0xe0000000ull // BARs start here, well above the end of RAM for kernels that round it up
 
 struct allocator {
     uint64_t io, memory, memory_limit; // next free addresses
@@ -83,7 +84,7 @@ static void set_up_function(struct bus *b, unsigned devfn, struct allocator *a)
 void pci_setup(struct bus *ports, const struct acpi_config *config)
 {
     struct pci_window window = acpi_pci_window32(config);
-    struct allocator a = { IO_BASE, window.base > MEMORY_BASE ? window.base : MEMORY_BASE, window.limit + 1 };
+    struct allocator a = {IO_BASE, window.base > MEMORY_BASE ? window.base : MEMORY_BASE, window.limit + 1};
 
     for (unsigned pirq = 0; pirq < 4; pirq++)
         config_write(ports, ISA_BRIDGE, PIRQRCA + pirq, 1, PIRQ_IRQ(pirq));

@@ -1,5 +1,5 @@
-// PVH direct boot (docs/misc/pvh.pandoc and xen/include/public/arch-x86/hvm/start_info.h of Xen): an ELF file whose
-// note XEN_ELFNOTE_PHYS32_ENTRY names a 32-bit entry; EBX points to struct hvm_start_info.
+// PVH direct boot (docs/misc/pvh.pandoc and xen/include/public/arch-x86/hvm/start_info.h of Xen): an ELF file
+// whose note XEN_ELFNOTE_PHYS32_ENTRY names a 32-bit entry; EBX points to struct hvm_start_info.
 #include "bios/boot_params.h"
 #include "cpu/cpu.h"
 #include "mmu/mem.h"
@@ -40,12 +40,14 @@ int pvh_prepare(struct loader *l, char *error, size_t error_size)
         return result;
     if (!in_segment(l, info.pvh_entry))
         return loader_error(error, error_size, -EINVAL,
-                            "kernel: %s: its PVH entry %#llx is in none of its segments: the file is damaged", im->name,
-                            (unsigned long long)info.pvh_entry);
+                            "kernel: %s: its PVH entry %#llx is in none of its segments: the file is damaged",
+                            im->name, (unsigned long long)info.pvh_entry);
     if (info.is64 && !l->config.long_mode)
-        return loader_error(error, error_size, -EINVAL,
-                            "kernel: %s: a 64-bit kernel, and this CPU model is 32-bit: choose another --cpu or a "
-                            "32-bit kernel", im->name);
+        return loader_error(
+            error, error_size, -EINVAL,
+            "kernel: %s: a 64-bit kernel, and this CPU model is 32-bit: choose another --cpu or a "
+            "32-bit kernel",
+            im->name);
     if (l->kernel_end < 0x100000)
         l->kernel_end = 0x100000;
     l->protocol = BOOT_PVH;
@@ -57,7 +59,7 @@ int pvh_prepare(struct loader *l, char *error, size_t error_size)
 
 bool pvh_load(const struct loader *l, struct mem_map *mem, struct vcpu *v)
 {
-    uint8_t info[START_INFO_SIZE + MODULE_SIZE + E820_MAX * MEMMAP_ENTRY] = { 0 };
+    uint8_t info[START_INFO_SIZE + MODULE_SIZE + E820_MAX * MEMMAP_ENTRY] = {0};
     struct e820_entry map[E820_MAX];
     unsigned entries = loader_e820(l, mem, map);
     const unsigned module = START_INFO_SIZE, memmap = START_INFO_SIZE + MODULE_SIZE;

@@ -14,6 +14,8 @@ struct engine_ops {
     // Runs guest code until asked to stop; v->s is exact on return.
     enum engine_stop (*run)(struct vcpu *v);
     // Makes run() look at v->requests soon. Callable from any thread or signal handler.
+    // The software engine does it by SIGRTMIN; a POSIX timer that sends this signal (si_code SI_TIMER) to the thread sets
+    // REQ_TIMER as well.
     void (*kick)(struct vcpu *v);
     void (*detach)(struct vcpu *v);
 };

@@ -24,19 +24,24 @@ uint32_t flags_killed(const struct ginsn *g)
     const ZydisDecodedInstruction *z = &g->z;
     if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return 0;
+    uint32_t written = (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & FL_ARITH;
+    bool counted = z->raw.imm[0].size ? z->raw.imm[0].value.u & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
     switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_AND:
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR:
+    case ZYDIS_MNEMONIC_TEST: return FL_ARITH; // AF is undefined, but no processor keeps it
     case ZYDIS_MNEMONIC_SHL:
     case ZYDIS_MNEMONIC_SHR:
     case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD: return counted ? FL_ARITH : 0; // a count of zero changes nothing
     case ZYDIS_MNEMONIC_ROL:
     case ZYDIS_MNEMONIC_ROR:
     case ZYDIS_MNEMONIC_RCL:
-    case ZYDIS_MNEMONIC_RCR:
-    case ZYDIS_MNEMONIC_SHLD:
-    case ZYDIS_MNEMONIC_SHRD: return 0; // a count of zero changes nothing
-    default: break;
+    case ZYDIS_MNEMONIC_RCR: return counted ? FL_CF : 0;
+    default: return written & ~z->cpu_flags->undefined;
     }
-    return (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & ~z->cpu_flags->undefined & FL_ARITH;
 }
 
 static bool accesses_memory(const struct ginsn *g)
@@ -66,8 +71,7 @@ void flags_park(struct translation *t)
     a_mov_rr(a, 8, T1, H_AX);
     a8(a, 0x9f);                   // lahf
     a_bytes(a, "\x0f\x90\xc0", 3); // seto al
-    a8(a, 0x66);
-    a_store_abs(a, 4, DBT(t, parked), H_AX);
+    a_store_abs(a, 4, DBT(t, parked), H_AX); // as wide as it is loaded, or the load would wait for the store
     a_mov_rr(a, 8, H_AX, T1);
     t->flags = FLAGS_PARKED;
 }

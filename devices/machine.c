@@ -111,8 +111,9 @@ static void host_run_timers(void *opaque)
     m->counters.device_ns += pc_monotonic_ns() - start_ns;
 }
 
-// Sleeps until there is a request besides REQ_INTR: with that one alone the CPU has refused to wake (IF is 0), and it is
-// set on this thread only. A timer's signal sets REQ_TIMER; it and wake() change the word, so none is missed.
+// Sleeps until there is a request besides REQ_INTR: with that one alone the CPU has refused to wake (IF is
+// 0), and it is set on this thread only. A timer's signal sets REQ_TIMER; it and wake() change the word, so
+// none is missed.
 static void host_idle(void *opaque)
 {
     struct machine *m = opaque;
@@ -146,7 +147,7 @@ static void wait_for_stop(struct machine *m)
 // A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h).
 static int start_clock(struct machine *m)
 {
-    struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN };
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN};
     sigset_t set;
     int id;
 
@@ -179,8 +180,9 @@ static int open_payload(struct machine *m, char *error, size_t error_size, bool 
 
     *usage = true;
     if (!c->kernel == !c->bios) {
-        snprintf(error, error_size, c->kernel ? "kernel and bios are both given: choose one"
-                                              : "nothing to boot: give --kernel FILE or --bios FILE");
+        snprintf(error, error_size,
+                 c->kernel ? "kernel and bios are both given: choose one"
+                           : "nothing to boot: give --kernel FILE or --bios FILE");
         return -EINVAL;
     }
     if (c->bios) {
@@ -219,19 +221,23 @@ static int create_memory(struct machine *m, char *error, size_t error_size, bool
 
     if (bytes < MIB || bytes % MIB || bytes >> (phys_bits < 63 ? phys_bits : 63)) {
         *usage = true;
-        snprintf(error, error_size, "memory: %llu bytes: give a multiple of 1 MiB that the CPU model can address (%u "
-                 "bits)", (unsigned long long)bytes, phys_bits);
+        snprintf(error, error_size,
+                 "memory: %llu bytes: give a multiple of 1 MiB that the CPU model can address (%u "
+                 "bits)",
+                 (unsigned long long)bytes, phys_bits);
         return -EINVAL;
     }
     if (!sysinfo(&host) && bytes > ((uint64_t)host.totalram + host.totalswap) * host.mem_unit) {
-        snprintf(error, error_size, "memory: %llu MiB: this host has %llu MiB: give the machine less with --memory",
+        snprintf(error, error_size,
+                 "memory: %llu MiB: this host has %llu MiB: give the machine less with --memory",
                  (unsigned long long)(bytes / MIB),
                  (unsigned long long)(((uint64_t)host.totalram + host.totalswap) * host.mem_unit / MIB));
         return -ENOMEM;
     }
     int result = mem_create(&m->mem, bytes);
     if (result) {
-        snprintf(error, error_size, "memory: %llu MiB: the host can't provide them (%s): give less with --memory",
+        snprintf(error, error_size,
+                 "memory: %llu MiB: the host can't provide them (%s): give less with --memory",
                  (unsigned long long)(bytes / MIB), strerror(-result));
         return result;
     }
@@ -246,7 +252,8 @@ static int create_memory(struct machine *m, char *error, size_t error_size, bool
     return 0;
 }
 
-struct machine *machine_create(const struct machine_config *config, char *error, size_t error_size, bool *usage)
+struct machine *machine_create(const struct machine_config *config, char *error, size_t error_size,
+                               bool *usage)
 {
     bool ignored;
     struct machine *m = calloc(1, sizeof *m);
@@ -325,7 +332,8 @@ int machine_reset(struct machine *m, char *error, size_t error_size)
 }
 
 // ---- running
-// INIT as port 92h and CF9h give it: the CPU starts anew, memory, chips, MSRs and FPU stay (SDM 3A table 9-1).
+// INIT as port 92h and CF9h give it: the CPU starts anew, memory, chips, MSRs and FPU stay (SDM 3A table
+// 9-1).
 static void init_cpu(struct machine *m)
 {
     struct cpu_state *s = &m->v->s, old = *s;
@@ -352,17 +360,18 @@ static void init_cpu(struct machine *m)
 }
 
 // What comes after the engine stopped: true when the run is over.
-static bool crashed(struct machine *m, const char *why, struct machine_outcome *outcome, char *error, size_t error_size)
+static bool crashed(struct machine *m, const char *why, struct machine_outcome *outcome, char *error,
+                    size_t error_size)
 {
     if (m->config.crashed)
         m->config.crashed(m->config.opaque, m->v, why);
     switch (m->config.on_crash) {
-    case MACHINE_CRASH_EXIT: *outcome = (struct machine_outcome){ MACHINE_END_CRASHED, 0 }; return true;
+    case MACHINE_CRASH_EXIT: *outcome = (struct machine_outcome){MACHINE_END_CRASHED, 0}; return true;
     case MACHINE_CRASH_HALT: wait_for_stop(m); return false; // the caller finds it stopped
     case MACHINE_CRASH_RESET: break;
     }
     if (machine_reset(m, error, error_size)) {
-        *outcome = (struct machine_outcome){ MACHINE_END_HOST_ERROR, 0 };
+        *outcome = (struct machine_outcome){MACHINE_END_HOST_ERROR, 0};
         return true;
     }
     return false;
@@ -372,9 +381,9 @@ static bool answer_request(struct machine *m, struct machine_outcome *outcome, c
 {
     m->requested = false;
     switch (m->request) {
-    case MACHINE_POWER_OFF: *outcome = (struct machine_outcome){ MACHINE_END_POWERED_OFF, 0 }; return true;
+    case MACHINE_POWER_OFF: *outcome = (struct machine_outcome){MACHINE_END_POWERED_OFF, 0}; return true;
     case MACHINE_GUEST_EXIT:
-        *outcome = (struct machine_outcome){ MACHINE_END_GUEST_EXIT, m->request_value };
+        *outcome = (struct machine_outcome){MACHINE_END_GUEST_EXIT, m->request_value};
         return true;
     case MACHINE_GUEST_CRASHED: return crashed(m, "the guest reported a panic", outcome, error, error_size);
     case MACHINE_INIT_CPU:
@@ -386,11 +395,11 @@ static bool answer_request(struct machine *m, struct machine_outcome *outcome, c
     case MACHINE_RESET: break;
     }
     if (m->config.reset_exits) {
-        *outcome = (struct machine_outcome){ MACHINE_END_REBOOTED, 0 };
+        *outcome = (struct machine_outcome){MACHINE_END_REBOOTED, 0};
         return true;
     }
     if (machine_reset(m, error, error_size)) {
-        *outcome = (struct machine_outcome){ MACHINE_END_HOST_ERROR, 0 };
+        *outcome = (struct machine_outcome){MACHINE_END_HOST_ERROR, 0};
         return true;
     }
     return false;
@@ -404,14 +413,14 @@ static int attach(struct machine *m)
     if (result)
         return result;
     if (m->config.engine == &engine_software)
-        engine_software_set_host(m->v, (struct engine_host){ host_idle, host_run_timers, m });
+        engine_software_set_host(m->v, (struct engine_host){host_idle, host_run_timers, m});
     __atomic_store_n(&m->attached, true, __ATOMIC_RELEASE);
     return 0;
 }
 
 struct machine_outcome machine_run(struct machine *m, char *error, size_t error_size)
 {
-    struct machine_outcome outcome = { MACHINE_END_HOST_ERROR, 0 };
+    struct machine_outcome outcome = {MACHINE_END_HOST_ERROR, 0};
     int result = attach(m);
 
     if (result) {
@@ -420,15 +429,16 @@ struct machine_outcome machine_run(struct machine *m, char *error, size_t error_
     }
     result = start_clock(m);
     if (result) {
-        snprintf(error, error_size, "clock: the host gives no timer: %s: raise the limit of pending signals (ulimit -i)",
+        snprintf(error, error_size,
+                 "clock: the host gives no timer: %s: raise the limit of pending signals (ulimit -i)",
                  strerror(-result));
         return outcome;
     }
     for (;;) {
         if (stopped(m)) {
             __atomic_store_n(&m->stop, 0, __ATOMIC_RELEASE);
-            outcome = (struct machine_outcome){ MACHINE_END_STOPPED,
-                                                __atomic_load_n(&m->stop_value, __ATOMIC_RELAXED) };
+            outcome = (struct machine_outcome){MACHINE_END_STOPPED,
+                                               __atomic_load_n(&m->stop_value, __ATOMIC_RELAXED)};
             break;
         }
         if (m->requested) {

@@ -1,8 +1,9 @@
 // A whole PC: what a front end makes, runs and ends. devices/pc.h has the chips inside.
 //
-// Threads: machine_create(), machine_run(), machine_state() and machine_destroy() are called by one thread at a time;
-// machine_run() makes its thread the vCPU's, and every chip runs on it. Other threads reach the machine only through
-// the functions marked "any thread", which leave a note in its mailbox and wake the vCPU.
+// Threads: machine_create(), machine_run(), machine_state() and machine_destroy() are called by one thread at
+// a time; machine_run() makes its thread the vCPU's, and every chip runs on it. Other threads reach the
+// machine only through the functions marked "any thread", which leave a note in its mailbox and wake the
+// vCPU. machine_destroy() is called by the thread that ran the machine, once no other thread uses it.
 #pragma once
 #include "cpu/engine.h"
 #include "devices/device.h"
@@ -35,25 +36,28 @@ struct machine_disk {
     bool readonly, snapshot;
 };
 
-// Strings and arrays need to live only until machine_create() returns; the files they name stay open after it.
+// Strings and arrays need to live only until machine_create() returns; the files they name stay open after
+// it.
 struct machine_config {
-    uint64_t memory_bytes;   // multiple of 1 MiB
-    const char *cpu;         // see cpu_model_create(); null: the default
-    const char *kernel;      // path; null: none
+    uint64_t memory_bytes; // multiple of 1 MiB
+    const char *cpu;       // see cpu_model_create(); null: the default
+    const char *kernel;    // path; null: none
     const char *const *initrds;
     unsigned initrd_count;
-    const char *append;      // kernel command line; null: empty
-    const char *bios;        // path of a firmware image; null: none. Either this or kernel, or both: firmware runs.
+    const char *append; // kernel command line; null: empty
+    const char *bios;   // path of a firmware image; null: none. Exactly one of this and kernel is given.
     const struct machine_disk *disks;
     unsigned disk_count;
     struct char_out serial[MACHINE_SERIALS]; // write == null: nobody listens
-    struct char_out debugcon; // ports E9h and 402h
-    const struct engine_ops *engine; // null: engine_software
+    struct char_out debugcon;                // ports E9h and 402h
+    const struct engine_ops *engine;         // null: engine_software
     enum machine_on_crash on_crash;
-    bool reset_exits;        // a guest's reset ends machine_run() instead
-    // Called on the vCPU's thread when the guest crashed, before on_crash is done; may be null. `why` is one line.
+    bool reset_exits; // a guest's reset ends machine_run() instead
+    // Called on the vCPU's thread when the guest crashed, before on_crash is done; may be null. `why` is one
+    // line.
     void (*crashed)(void *opaque, struct vcpu *v, const char *why);
-    // --trace: a line of cpu/, and every port and MMIO access (write: value went out, else value came back); may be null.
+    // --trace: a line of cpu/, and every port and MMIO access (write: value went out, else value came back);
+    // may be null.
     void (*trace_cpu)(void *opaque, const char *what, uint64_t a, uint64_t b);
     void (*trace_io)(void *opaque, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value);
     void *opaque; // of the three above
@@ -61,19 +65,21 @@ struct machine_config {
 
 // Counters of the exits, for --stats.
 struct machine_counters {
-    uint64_t port_exits, mmio_exits;     // exits that switched the FPU state
-    uint64_t core_ports, core_mmio;      // accesses of chips that run beside the vCPU
+    uint64_t port_exits, mmio_exits; // exits that switched the FPU state
+    uint64_t core_ports, core_mmio;  // accesses of chips that run beside the vCPU
     uint64_t timer_runs, timer_rearms, idles;
-    uint64_t device_ns, idle_ns;         // time in exits, timers (device_ns) and asleep (idle_ns)
+    uint64_t device_ns, idle_ns; // time in exits, timers (device_ns) and asleep (idle_ns)
 };
 
-// Makes a machine ready to run: chips at reset, payload loaded. On failure returns null with one line in `error`, no
-// newline; *usage (if not null) says whether what was asked for is at fault rather than the host.
-struct machine *machine_create(const struct machine_config *config, char *error, size_t error_size, bool *usage);
+// Makes a machine ready to run: chips at reset, payload loaded. On failure returns null with one line in
+// `error`, no newline; *usage (if not null) says whether what was asked for is at fault rather than the host.
+struct machine *machine_create(const struct machine_config *config, char *error, size_t error_size,
+                               bool *usage);
 void machine_destroy(struct machine *m); // null is fine
 // Runs until an outcome; can be called again after MACHINE_END_REBOOTED or MACHINE_END_STOPPED to go on.
 struct machine_outcome machine_run(struct machine *m, char *error, size_t error_size);
-// Everything as after power-on: chips, CPU, payload. Not while machine_run() is under way. Returns 0 or -errno.
+// Everything as after power-on: chips, CPU, payload. Not while machine_run() is under way. Returns 0 or
+// -errno.
 int machine_reset(struct machine *m, char *error, size_t error_size);
 // Saves or loads CPU, chips and clock (guest RAM is the caller's); not while machine_run() is under way.
 void machine_state(struct machine *m, struct stream *s);
@@ -89,6 +95,6 @@ size_t machine_serial_input(struct machine *m, unsigned port, const uint8_t *dat
 // Ends machine_run() soon with MACHINE_END_STOPPED and this value. Also safe in a signal handler.
 void machine_stop(struct machine *m, uint32_t value);
 void machine_power_button(struct machine *m);
-// Calls fn on the vCPU's thread between two instructions, or while it sleeps (--stats on a key). One at a time:
-// returns false if an earlier one is still waiting.
+// Calls fn on the vCPU's thread between two instructions, or while it sleeps (--stats on a key). One at a
+// time: returns false if an earlier one is still waiting.
 bool machine_call(struct machine *m, void (*fn)(void *opaque, struct machine *m), void *opaque);

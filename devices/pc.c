@@ -11,16 +11,17 @@
 #define SEABIOS_DEBUG_PORT 0x402u
 
 // fw_cfg keys (QEMU, docs/specs/fw_cfg)
-#define FW_CFG_RAM_SIZE  0x03
-#define FW_CFG_NOGRAPHIC 0x04
-#define FW_CFG_NB_CPUS   0x05
-#define FW_CFG_BOOT_MENU 0x0e
-#define FW_CFG_MAX_CPUS  0x0f
+#define FW_CFG_RAM_SIZE      0x03
+#define FW_CFG_NOGRAPHIC     0x04
+#define FW_CFG_NB_CPUS       0x05
+#define FW_CFG_BOOT_MENU     0x0e
+#define FW_CFG_MAX_CPUS      0x0f
 #define FW_CFG_IRQ0_OVERRIDE 0x8002
 
 static int out_of_memory(char *error, size_t error_size)
 {
-    snprintf(error, error_size, "memory: the host has too little left for the machine's chips: end some programs");
+    snprintf(error, error_size,
+             "memory: the host has too little left for the machine's chips: end some programs");
     return -ENOMEM;
 }
 
@@ -41,7 +42,7 @@ static void debug_port_write(void *opaque, uint16_t port, unsigned size, uint32_
         m->config.debugcon.write(m->config.debugcon.opaque, &byte, 1);
 }
 
-static const struct port_ops debug_port = { debug_port_read, debug_port_write, 1 };
+static const struct port_ops debug_port = {debug_port_read, debug_port_write, 1};
 
 static uint64_t no_vga_read(void *opaque, uint64_t offset, unsigned size)
 {
@@ -54,7 +55,7 @@ static void no_vga_write(void *opaque, uint64_t offset, unsigned size, uint64_t 
     (void)opaque, (void)offset, (void)size, (void)value;
 }
 
-static const struct mmio_ops no_vga = { no_vga_read, no_vga_write };
+static const struct mmio_ops no_vga = {no_vga_read, no_vga_write};
 
 static void a20_line(void *opaque, int n, int level)
 {
@@ -86,6 +87,12 @@ static void control_request(void *opaque, enum machine_request what, uint32_t va
 // ---- host input
 void pc_drain_input(struct machine *m)
 {
+    uint32_t waiting = 0;
+
+    for (unsigned port = 0; port < MACHINE_SERIALS; port++)
+        waiting |= __atomic_load_n(&m->mail.input[port].count, __ATOMIC_RELAXED);
+    if (!waiting) // the usual case; a byte that comes just now has its own REQ_TIMER
+        return;
     pthread_mutex_lock(&m->mail.lock);
     for (unsigned port = 0; port < MACHINE_SERIALS; port++) {
         struct pc_input *in = &m->mail.input[port];
@@ -105,8 +112,8 @@ void pc_drain_input(struct machine *m)
 static void *map_low(uintptr_t first, uintptr_t end, uintptr_t step, size_t size)
 {
     for (uintptr_t at = first; at < end; at += step) {
-        void *p = mmap((void *)at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
-                       0);
+        void *p = mmap((void *)at, size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
         if (p == (void *)at)
             return p;
         if (p != MAP_FAILED)
@@ -131,7 +138,8 @@ static int create_vcpu(struct machine *m, char *error, size_t error_size)
     m->v->s.tsc_offset = -__builtin_ia32_rdtsc(); // counts from power-on
     return 0;
 fail:
-    snprintf(error, error_size, "memory: no addresses are free below 2 GiB for a CPU: run fewer machines in a process");
+    snprintf(error, error_size,
+             "memory: no addresses are free below 2 GiB for a CPU: run fewer machines in a process");
     return -ENOMEM;
 }
 
@@ -140,18 +148,18 @@ static bool add_device(struct machine *m, const struct device_ops *ops, void *op
 {
     if (!opaque || m->device_count == PC_MAX_DEVICES)
         return false;
-    m->devices[m->device_count++] = (struct device){ ops, opaque };
+    m->devices[m->device_count++] = (struct device){ops, opaque};
     return true;
 }
 
 static struct irq_line isa_line(struct machine *m, int irq)
 {
-    return (struct irq_line){ pc_isa_line, m, irq };
+    return (struct irq_line){pc_isa_line, m, irq};
 }
 
 static bool create_interrupt_chips(struct machine *m)
 {
-    m->ioapic = ioapic_create(&m->mem, (struct apic_bus){ pc_apic_deliver, m });
+    m->ioapic = ioapic_create(&m->mem, (struct apic_bus){pc_apic_deliver, m});
     if (!add_device(m, &ioapic_device, m->ioapic))
         return false;
     if (m->acpi.apic) {
@@ -159,14 +167,14 @@ static bool create_interrupt_chips(struct machine *m)
         if (!m->v->lapic || mem_add_mmio(&m->mem, LAPIC_BASE, 0x1000, &pc_lapic_ops, m, "local APIC") < 0)
             return false;
     }
-    m->pic = pic_create(m->bus, (struct irq_line){ pc_intr_line, m, 0 });
+    m->pic = pic_create(m->bus, (struct irq_line){pc_intr_line, m, 0});
     return add_device(m, &pic_device, m->pic);
 }
 
 static bool create_isa_chips(struct machine *m)
 {
-    struct machine_control control = { control_request, m };
-    struct hpet_lines hpet_lines = { .legacy = pc_hpet_legacy, .opaque = m };
+    struct machine_control control = {control_request, m};
+    struct hpet_lines hpet_lines = {.legacy = pc_hpet_legacy, .opaque = m};
     struct timespec now;
 
     clock_gettime(CLOCK_REALTIME, &now);
@@ -183,12 +191,12 @@ static bool create_isa_chips(struct machine *m)
         if (!add_device(m, &uart_device, m->uart[n]))
             return false;
     }
-    m->i8042 = i8042_create(m->bus, &m->clock, isa_line(m, 1), isa_line(m, 12), (struct irq_line){ a20_line, m, 0 },
-                            control);
+    m->i8042 = i8042_create(m->bus, &m->clock, isa_line(m, 1), isa_line(m, 12),
+                            (struct irq_line){a20_line, m, 0}, control);
     if (!add_device(m, &i8042_device, m->i8042))
         return false;
     for (int n = 0; n < 24; n++)
-        hpet_lines.gsi[n] = (struct irq_line){ pc_hpet_line, m, n };
+        hpet_lines.gsi[n] = (struct irq_line){pc_hpet_line, m, n};
     m->hpet = hpet_create(&m->mem, &m->clock, hpet_lines);
     if (!add_device(m, &hpet_device, m->hpet))
         return false;
@@ -199,13 +207,13 @@ static bool create_isa_chips(struct machine *m)
 
 static bool create_pci_chips(struct machine *m)
 {
-    struct machine_control control = { control_request, m };
+    struct machine_control control = {control_request, m};
     struct irq_line gsi[24], isa[16];
 
     for (int n = 0; n < 24; n++)
-        gsi[n] = (struct irq_line){ pc_pci_gsi_line, m, n };
+        gsi[n] = (struct irq_line){pc_pci_gsi_line, m, n};
     for (int n = 0; n < 16; n++)
-        isa[n] = (struct irq_line){ pc_pci_isa_line, m, n };
+        isa[n] = (struct irq_line){pc_pci_isa_line, m, n};
     m->pci = pci_bus_create(m->bus, &m->mem, gsi, isa);
     if (!add_device(m, &pci_bus_device, m->pci))
         return false;
@@ -228,7 +236,8 @@ static int create_disks(struct machine *m, char *error, size_t error_size, bool 
             return -EINVAL;
         }
         m->disks[m->disk_count++] = b;
-        if (!add_device(m, &virtio_blk_device, virtio_blk_create(m->pci, (PC_FIRST_SLOT + n) << 3, &m->mem, b)))
+        if (!add_device(m, &virtio_blk_device,
+                        virtio_blk_create(m->pci, (PC_FIRST_SLOT + n) << 3, &m->mem, b)))
             return out_of_memory(error, error_size);
     }
     return 0;
@@ -261,8 +270,8 @@ static void set_cmos(struct machine *m)
 
 static int add_e820(struct machine *m)
 {
-    struct e820_entry map[2] = { { 0, m->mem.low_size, E820_RAM },
-                                 { 1ull << 32, m->mem.ram_size - m->mem.low_size, E820_RAM } };
+    struct e820_entry map[2] = {{0, m->mem.low_size, E820_RAM},
+                                {1ull << 32, m->mem.ram_size - m->mem.low_size, E820_RAM}};
     return fw_cfg_add_file(m->fw_cfg, "etc/e820", map, map[1].size ? sizeof map : sizeof map[0]);
 }
 
@@ -272,8 +281,8 @@ static int add_boot_order(struct machine *m)
     size_t used = 0;
 
     for (unsigned n = 0; n < m->disk_count; n++)
-        used += (size_t)snprintf(order + used, sizeof order - used, "%s/pci@i0cf8/scsi@%x/disk@0,0", n ? "\n" : "",
-                                 PC_FIRST_SLOT + n);
+        used += (size_t)snprintf(order + used, sizeof order - used, "%s/pci@i0cf8/scsi@%x/disk@0,0",
+                                 n ? "\n" : "", PC_FIRST_SLOT + n);
     return m->disk_count ? fw_cfg_add_file(m->fw_cfg, "bootorder", order, used + 1) : 0;
 }
 
@@ -294,8 +303,8 @@ static int set_fw_cfg(struct machine *m)
         fw_cfg_add(m->fw_cfg, FW_CFG_BOOT_MENU, &one, sizeof one) ||
         fw_cfg_add(m->fw_cfg, FW_CFG_IRQ0_OVERRIDE, &irq0_override, sizeof irq0_override) ||
         // SeaBIOS shows its screen on COM1 when it is told where that is.
-        fw_cfg_add_file(m->fw_cfg, "etc/sercon-port", &serial_console, sizeof serial_console) || add_e820(m) ||
-        add_boot_order(m) || acpi_export(&tables, m->fw_cfg))
+        fw_cfg_add_file(m->fw_cfg, "etc/sercon-port", &serial_console, sizeof serial_console) ||
+        add_e820(m) || add_boot_order(m) || acpi_export(&tables, m->fw_cfg))
         result = -ENOMEM;
     acpi_free(&tables);
     return result;
@@ -306,7 +315,7 @@ int pc_create(struct machine *m, char *error, size_t error_size, bool *usage)
 {
     int result;
 
-    m->clock = (struct timer_queue){ .now = pc_clock_now, .rearm = pc_clock_rearm, .opaque = m };
+    m->clock = (struct timer_queue){.now = pc_clock_now, .rearm = pc_clock_rearm, .opaque = m};
     m->clock_base_ns = pc_monotonic_ns();
     m->host_timer = -1;
     m->programmed_ns = NEVER;

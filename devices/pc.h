@@ -12,15 +12,15 @@
 #include "mmu/mem.h"
 #include "mmu/mmu.h"
 
-#define PC_MAX_DEVICES  32
-#define PC_FIRST_SLOT   3u // of disks; 0 host bridge, 1 PIIX3, 2 for a display
-#define PC_INPUT_SIZE   4096u
-#define NEVER           UINT64_MAX
-#define LAPIC_BASE      0xfee00000ull
-#define IOAPIC_BASE     0xfec00000ull
-#define HPET_BASE       0xfed00000ull
-#define COM1_BASE       0x3f8u
-#define COM2_BASE       0x2f8u
+#define PC_MAX_DEVICES 32
+#define PC_FIRST_SLOT  3u // of disks; 0 host bridge, 1 PIIX3, 2 for a display
+#define PC_INPUT_SIZE  4096u
+#define NEVER          UINT64_MAX
+#define LAPIC_BASE     0xfee00000ull
+#define IOAPIC_BASE    0xfec00000ull
+#define HPET_BASE      0xfed00000ull
+#define COM1_BASE      0x3f8u
+#define COM2_BASE      0x2f8u
 
 // Who drives an interrupt input: it is up while any of them holds it up.
 #define FROM_CHIP 1u
@@ -33,7 +33,8 @@ struct pc_input {
     uint32_t head, count;
 };
 
-// Notes of other threads for the vCPU's thread. `lock` is held for copying only; no other lock is taken under it.
+// Notes of other threads for the vCPU's thread. `lock` is held for copying only; no other lock is taken under
+// it.
 struct mailbox {
     pthread_mutex_t lock;
     struct pc_input input[MACHINE_SERIALS];
@@ -71,8 +72,9 @@ struct machine {
     uint8_t isa[16], gsi[24];
     bool hpet_legacy, rtc_level;
 
-    // Time: the machine's clock is CLOCK_MONOTONIC less clock_base_ns. One host timer serves the earliest deadline; it
-    // is moved only to become earlier, so a deadline that moves away costs nothing, and wakes us once for nothing.
+    // Time: the machine's clock is CLOCK_MONOTONIC less clock_base_ns. One host timer serves the earliest
+    // deadline; it is moved only to become earlier, so a deadline that moves away costs nothing, and wakes us
+    // once for nothing.
     struct timer_queue clock;
     uint64_t clock_base_ns;
     int host_timer;         // of timer_create(); -1: none
@@ -81,7 +83,7 @@ struct machine {
     // Payload.
     struct acpi_config acpi;
     struct image kernel, initrds[MACHINE_MAX_INITRDS];
-    struct loader loader;   // protocol BOOT_NONE: firmware runs
+    struct loader loader; // protocol BOOT_NONE: firmware runs
     struct loader_config loader_config;
 
     // What a chip asked of the machine, answered by machine_run() after REQ_EXIT.
@@ -89,7 +91,6 @@ struct machine {
     enum machine_request request;
     uint32_t request_value;
     uint32_t stop, stop_value; // machine_stop(); stop is atomic
-    bool crashed_halt;
 
     struct mailbox mail;
     struct machine_counters counters;

@@ -1,13 +1,14 @@
-// What of the PC runs beside the vCPU, with the guest's vector registers live in the host's: the wires between the
-// interrupt controllers, the clock, and the exits. An access to a chip that is itself compiled for that costs a call;
-// for any other the exit puts the guest's registers away first.
+// What of the PC runs beside the vCPU, with the guest's vector registers live in the host's: the wires
+// between the interrupt controllers, the clock, and the exits. An access to a chip that is itself compiled
+// for that costs a call; for any other the exit puts the guest's registers away first.
 #include "devices/pc.h"
 
 #include <sys/syscall.h>
 
 #define PAGE 0xfffull
 
-// ---- wires. ISA interrupt n reaches 8259 input n and I/O APIC input n, except that interrupt 0 is on input 2.
+// ---- wires. ISA interrupt n reaches 8259 input n and I/O APIC input n, except that interrupt 0 is on
+// input 2.
 void pc_raise(struct machine *m, uint32_t requests)
 {
     __atomic_or_fetch(&m->v->requests, requests, __ATOMIC_RELEASE);
@@ -144,7 +145,10 @@ static long system_call4(long number, long a, long b, const void *c, long d)
     long result;
     register long r10 __asm__("r10") = d;
 
-    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10)
+                     : "rcx", "r11", "memory");
     return result;
 }
 
@@ -158,22 +162,24 @@ void pc_clock_rearm(void *opaque, uint64_t deadline_ns)
     if (m->host_timer < 0)
         return;
     // A deadline of this century, whatever the guest wrote; zero would disarm.
-    uint64_t limit = 3000000000ull * 1000000000u, at = deadline_ns < limit ? deadline_ns + m->clock_base_ns : limit;
-    struct itimerspec spec = { .it_value = { .tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u) } };
+    uint64_t limit = 3000000000ull * 1000000000u,
+             at = deadline_ns < limit ? deadline_ns + m->clock_base_ns : limit;
+    struct itimerspec spec = {
+        .it_value = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)}};
 
     m->counters.timer_rearms++;
     system_call4(SYS_timer_settime, m->host_timer, TIMER_ABSTIME, &spec, 0);
 }
 
 // ---- exits
-struct passage { // through which an access leaves translated code
+struct passage {      // through which an access leaves translated code
     uint64_t started; // TSC
 };
 
 static struct passage leave(struct machine *m)
 {
     cpu_fpu_save(m->v);
-    return (struct passage){ __builtin_ia32_rdtsc() };
+    return (struct passage){__builtin_ia32_rdtsc()};
 }
 
 static void come_back(struct machine *m, struct passage p)
@@ -341,4 +347,4 @@ static void lapic_page_write(void *opaque, uint64_t offset, unsigned size, uint6
     lapic_mmio_write(m->v->lapic, offset, size, value);
 }
 
-const struct mmio_ops pc_lapic_ops = { lapic_page_read, lapic_page_write };
+const struct mmio_ops pc_lapic_ops = {lapic_page_read, lapic_page_write};

@@ -55,10 +55,9 @@ static void request(void *opaque, enum machine_request what, uint32_t value)
 
 static void out(void *opaque, const uint8_t *data, size_t n)
 {
-    static volatile uint8_t sink;
-    (void)opaque;
-    for (size_t i = 0; i < n; i++)
-        sink = data[i];
+    struct board *b = opaque;
+    for (size_t i = 0; i < n; i++) // a sanitizer sees what is no data
+        b->sum += data[i];
 }
 
 static void legacy(void *opaque, bool enabled)

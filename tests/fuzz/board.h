@@ -12,6 +12,7 @@ struct board {
     struct mem_map mem;
     struct timer_queue clock;
     uint64_t now_ns;
+    uint32_t sum; // of the bytes put out
     struct pic *pic;
     struct pit *pit;
     struct rtc *rtc;

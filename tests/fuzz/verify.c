@@ -260,7 +260,8 @@ static void check_exits(struct verifier *s)
         else
             rule(within(e->site, 8, s->d->slots, SLOT_COUNT * 8) && e->site % 8 == 0, "an exit's slot");
         if (e->kind == EXIT_FAR)
-            rule(*(uint64_t *)(uint64_t)e->site == (e->to ? e->to->code : e->cold), "where a slot leads");
+            claim(*(uint64_t *)(uint64_t)e->site == (e->to ? e->to->code : e->cold), "a slot leads to %llx, its exit to %x",
+                  (unsigned long long)*(uint64_t *)(uint64_t)e->site, e->to ? e->to->code : e->cold);
     }
 }
 
@@ -296,7 +297,7 @@ void core_verify_block(const struct dbt *d, const struct block *b)
             s->checked = 0;
             s->tag = NULL;
         }
-        rule(ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p, b->code_len - s->at, &z, op, ZYDIS_MAX_OPERAND_COUNT, 0)),
+        rule(ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p, b->code_len - s->at, &z, op)),
              "an undecodable instruction");
         s->starts[s->at / 8] |= (uint8_t)(1u << s->at % 8);
         rule(!forbidden(&z, op), ZydisMnemonicGetString(z.mnemonic));

@@ -1,4 +1,5 @@
-// What the tests of the boot loaders share: a small guest memory, a CPU that is only its state, files in memory.
+// What the tests of the boot loaders share: a small guest memory, a CPU that is only its state, files in
+// memory.
 #pragma once
 #include <setjmp.h>
 #include <stdarg.h>
@@ -35,8 +36,11 @@ static inline struct boot *boot_create(unsigned memory_mib)
         .initrds = b->initrds,
         .cmdline = "console=ttyS0",
         .long_mode = true,
-        .acpi = { .cpus = 1, .apic = true, .low_ram = b->mem.low_size,
-                  .high_ram = (1ull << 32) + b->mem.ram_size - b->mem.low_size, .phys_bits = 46 },
+        .acpi = {.cpus = 1,
+                 .apic = true,
+                 .low_ram = b->mem.low_size,
+                 .high_ram = (1ull << 32) + b->mem.ram_size - b->mem.low_size,
+                 .phys_bits = 46},
     };
     return b;
 }
@@ -76,7 +80,7 @@ static inline uint64_t guest(struct boot *b, uint64_t gpa, unsigned size)
 
 static inline void guest_string(struct boot *b, uint64_t gpa, const char *expected)
 {
-    char text[600] = { 0 };
+    char text[600] = {0};
     assert_true(mem_read(&b->mem, gpa, text, strlen(expected) + 1));
     assert_string_equal(text, expected);
 }
@@ -101,7 +105,8 @@ static inline void assert_flat32(const struct vcpu *v, uint64_t entry)
     for (unsigned n = 0; n < SEG_COUNT; n++) {
         assert_int_equal(s->seg[n].base, 0);
         assert_int_equal(s->seg[n].limit, 0xffffffff);
-        assert_int_equal(s->seg[n].attr & (SEG_P | SEG_S | SEG_DB | SEG_G | SEG_L), SEG_P | SEG_S | SEG_DB | SEG_G);
+        assert_int_equal(s->seg[n].attr & (SEG_P | SEG_S | SEG_DB | SEG_G | SEG_L),
+                         SEG_P | SEG_S | SEG_DB | SEG_G);
     }
     assert_true(s->seg[SEG_CS].attr & SEG_TYPE_CODE);
     assert_false(s->seg[SEG_DS].attr & SEG_TYPE_CODE);

@@ -3,7 +3,11 @@
 #include "devices/chips.h"
 
 static const struct acpi_config config = {
-    .cpus = 1, .apic = true, .low_ram = 0x10000000, .high_ram = 1ull << 32, .phys_bits = 46,
+    .cpus = 1,
+    .apic = true,
+    .low_ram = 0x10000000,
+    .high_ram = 1ull << 32,
+    .phys_bits = 46,
 };
 
 static uint64_t get(const uint8_t *p, unsigned size)
@@ -55,7 +59,8 @@ static void rsdp_leads_to_every_table_with_right_checksums(void **state)
     assert_memory_equal(t.rsdp, "RSD PTR ", 8);
     assert_int_equal(sum(t.rsdp, 20), 0);
     assert_int_equal(sum(t.rsdp, 36), 0);
-    const uint8_t *rsdt = table_at(&t, get(t.rsdp + 16, 4), "RSDT"), *xsdt = table_at(&t, get(t.rsdp + 24, 8), "XSDT");
+    const uint8_t *rsdt = table_at(&t, get(t.rsdp + 16, 4), "RSDT"),
+                  *xsdt = table_at(&t, get(t.rsdp + 24, 8), "XSDT");
     assert_int_equal(get(rsdt + 4, 4), 36 + 3 * 4);
     assert_int_equal(get(xsdt + 4, 4), 36 + 3 * 8);
     for (unsigned n = 0; n < 3; n++)
@@ -91,9 +96,9 @@ static void fadt_names_the_piix4_registers(void **state)
     assert_int_equal(fadt[89], 2);
     assert_int_equal(fadt[91], 4);
     assert_int_equal(fadt[92], 4);
-    assert_int_equal(get(fadt + 112, 4) & (1 << 4), 0);       // fixed power button
-    assert_int_equal(get(fadt + 112, 4) & (1 << 8), 0);       // 24-bit PM timer
-    assert_int_equal(get(fadt + 112, 4) >> 10 & 1, 1);        // reset register
+    assert_int_equal(get(fadt + 112, 4) & (1 << 4), 0); // fixed power button
+    assert_int_equal(get(fadt + 112, 4) & (1 << 8), 0); // 24-bit PM timer
+    assert_int_equal(get(fadt + 112, 4) >> 10 & 1, 1);  // reset register
     assert_int_equal(get(fadt + 120, 8), 0xcf9);
     assert_int_equal(fadt[128], 6);
     acpi_free(&t);
@@ -102,14 +107,11 @@ static void fadt_names_the_piix4_registers(void **state)
 static void madt_overrides_irq_0_and_level_interrupts(void **state)
 {
     static const uint8_t expected[] = {
-        0, 8, 0, 0, 1, 0, 0, 0,                     // processor 0, local APIC 0, enabled
-        1, 12, 1, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0,  // I/O APIC 1 at FEC00000h, GSI 0
-        2, 10, 0, 0, 2, 0, 0, 0, 0, 0,
-        2, 10, 0, 5, 5, 0, 0, 0, 0x0d, 0,
-        2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0,
-        2, 10, 0, 10, 10, 0, 0, 0, 0x0d, 0,
-        2, 10, 0, 11, 11, 0, 0, 0, 0x0d, 0,
-        4, 6, 0xff, 0, 0, 1,
+        0,    8,  0,  0,  1, 0,  0,    0,                      // processor 0, local APIC 0, enabled
+        1,    12, 1,  0,  0, 0,  0xc0, 0xfe, 0, 0,    0,    0, // I/O APIC 1 at FEC00000h, GSI 0
+        2,    10, 0,  0,  2, 0,  0,    0,    0, 0,    2,    10, 0,  5, 5,    0,  0, 0, 0x0d,
+        0,    2,  10, 0,  9, 9,  0,    0,    0, 0x0d, 0,    2,  10, 0, 10,   10, 0, 0, 0,
+        0x0d, 0,  2,  10, 0, 11, 11,   0,    0, 0,    0x0d, 0,  4,  6, 0xff, 0,  0, 1,
     };
     struct acpi_tables t;
     (void)state;
@@ -185,12 +187,16 @@ struct firmware {
     struct bus *bus;
     struct mem_map mem;
     struct fw_cfg *fw_cfg;
-    struct { char name[56]; uint8_t data[16384]; uint32_t size, address; } file[2];
+    struct {
+        char name[56];
+        uint8_t data[16384];
+        uint32_t size, address;
+    } file[2];
 };
 
 static uint32_t read_file(struct firmware *f, const char *name, uint8_t *data, uint32_t capacity)
 {
-    uint8_t directory[4 + 64 * 16] = { 0 };
+    uint8_t directory[4 + 64 * 16] = {0};
 
     bus_write(f->bus, 0x510, 2, 0x19);
     for (unsigned n = 0; n < sizeof directory; n++)
@@ -286,7 +292,7 @@ static void mp_table_routes_isa_and_pci(void **state)
 {
     struct mem_map mem;
     uint8_t fp[16], table[2048];
-    unsigned counts[5] = { 0 }, timer_pin = 99, slot3_pin = 99;
+    unsigned counts[5] = {0}, timer_pin = 99, slot3_pin = 99;
     (void)state;
 
     assert_int_equal(mem_create(&mem, 16 << 20), 0);
@@ -365,25 +371,27 @@ static uint32_t config_read(struct bus *b, unsigned devfn, unsigned offset)
 
 static void pci_setup_places_bars_and_routes_interrupts(void **state)
 {
-    static const struct mmio_ops mmio = { bar_read, bar_write };
+    static const struct mmio_ops mmio = {bar_read, bar_write};
     static const struct pci_bar bars[6] = {
-        { .size = 0x1000, .mmio = &mmio },
-        { 0 },
-        { .size = 0x100000, .bits64 = true, .prefetch = true, .mmio = &mmio },
+        {.size = 0x1000, .mmio = &mmio},
+        {0},
+        {.size = 0x100000, .bits64 = true, .prefetch = true, .mmio = &mmio},
     };
-    static const struct pci_device_info info = { .vendor = 0x1af4, .device = 0x1042, .interrupt_pin = 1, .name = "x" };
+    static const struct pci_device_info info = {
+        .vendor = 0x1af4, .device = 0x1042, .interrupt_pin = 1, .name = "x"};
     struct bus *bus = bus_create();
-    struct irq_line none[24] = { 0 };
+    struct irq_line none[24] = {0};
     struct mem_map mem;
     (void)state;
 
     assert_int_equal(mem_create(&mem, 16 << 20), 0);
     struct pci_bus *pci = pci_bus_create(bus, &mem, none, none);
     struct i440fx *host = i440fx_create(pci, &mem);
-    struct piix3 *isa = piix3_create(pci, bus, (struct machine_control){ 0 });
+    struct piix3 *isa = piix3_create(pci, bus, (struct machine_control){0});
     assert_non_null(pci_add(pci, 4 << 3, &info, bars, NULL));
     assert_int_equal(mem_find(&mem, 0xf0000).kind, MEM_NONE); // PAM at reset
-    pci_setup(bus, &(struct acpi_config){ .cpus = 1, .low_ram = 16 << 20, .high_ram = 1ull << 32, .phys_bits = 36 });
+    pci_setup(bus,
+              &(struct acpi_config){.cpus = 1, .low_ram = 16 << 20, .high_ram = 1ull << 32, .phys_bits = 36});
     assert_int_equal(config_read(bus, 4 << 3, 0x10), 0xe0000000);
     assert_int_equal(config_read(bus, 4 << 3, 0x18), 0xe010000c);
     assert_int_equal(config_read(bus, 4 << 3, 0x1c), 0);

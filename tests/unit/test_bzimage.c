@@ -99,8 +99,8 @@ static void zero_page_holds_header_map_and_pointers(void **state)
     assert_int_equal(guest(b, BOOT_PARAMS + 0x218, 8), 0); // no initrd
 
     static const uint64_t map[][3] = {
-        { 0, 0x9fc00, 1 }, { 0x9fc00, 0x400, 2 }, { 0xf0000, 0x10000, 2 }, { 0x100000, 0x3ef0000, 1 },
-        { 0x3ff0000, 0x10000, 3 },
+        {0, 0x9fc00, 1},          {0x9fc00, 0x400, 2},     {0xf0000, 0x10000, 2},
+        {0x100000, 0x3ef0000, 1}, {0x3ff0000, 0x10000, 3},
     };
     assert_int_equal(guest(b, BOOT_PARAMS + 0x1e8, 1), 5);
     for (unsigned n = 0; n < 5; n++) {

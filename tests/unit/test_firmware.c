@@ -85,7 +85,8 @@ static void sizes_no_firmware_has_are_refused(void **state)
 {
     struct boot *b = boot_create(16);
     uint8_t *image = make_image(128 << 10);
-    static const uint64_t sizes[] = { 0, 4096, (64 << 10) - 4096, (64 << 10) + 1, (16 << 20) + 4096, UINT64_MAX };
+    static const uint64_t sizes[] = {0,         4096, (64 << 10) - 4096, (64 << 10) + 1, (16 << 20) + 4096,
+                                     UINT64_MAX};
     (void)state;
 
     for (unsigned n = 0; n < sizeof sizes / sizeof sizes[0]; n++) {

@@ -1,4 +1,5 @@
-// A whole machine around a fake engine: the engine's run() plays the guest by calling the exits a guest would cause.
+// A whole machine around a fake engine: the engine's run() plays the guest by calling the exits a guest would
+// cause.
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -58,7 +59,7 @@ static void fake_detach(struct vcpu *v)
     (void)v;
 }
 
-static const struct engine_ops fake_engine = { "fake", fake_attach, fake_run, fake_kick, fake_detach };
+static const struct engine_ops fake_engine = {"fake", fake_attach, fake_run, fake_kick, fake_detach};
 
 static void serial_out(void *opaque, const uint8_t *data, size_t n)
 {
@@ -80,8 +81,8 @@ static char kernel_path[] = "/tmp/gnomon-test-XXXXXX";
 
 static int make_kernel(void **state)
 {
-    const uint32_t header[8] = { 0x1badb002, 0x10000, -(0x1badb002u + 0x10000), KERNEL_BASE, KERNEL_BASE, 0, 0,
-                                 KERNEL_BASE + 32 };
+    const uint32_t header[8] = {0x1badb002, 0x10000, -(0x1badb002u + 0x10000), KERNEL_BASE, KERNEL_BASE,
+                                0,          0,       KERNEL_BASE + 32};
     int fd = mkstemp(kernel_path);
     (void)state;
 
@@ -102,7 +103,7 @@ static struct machine_config config_for(struct play *p)
     return (struct machine_config){
         .memory_bytes = 16 << 20,
         .kernel = kernel_path,
-        .serial = { { serial_out, p } },
+        .serial = {{serial_out, p}},
         .engine = &fake_engine,
         .crashed = on_crashed,
         .opaque = p,
@@ -148,7 +149,7 @@ static void act_power_off(struct play *p, struct vcpu *v)
 
 static void s5_powers_off(void **state)
 {
-    struct play p = { .act = act_power_off };
+    struct play p = {.act = act_power_off};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -167,7 +168,7 @@ static void act_guest_exit(struct play *p, struct vcpu *v)
 
 static void debug_exit_port_gives_the_first_status(void **state)
 {
-    struct play p = { .act = act_guest_exit };
+    struct play p = {.act = act_guest_exit};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -196,7 +197,7 @@ static void act_reset_then_exit(struct play *p, struct vcpu *v)
 
 static void reset_reloads_the_payload_and_goes_on(void **state)
 {
-    struct play p = { .act = act_reset_then_exit };
+    struct play p = {.act = act_reset_then_exit};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -214,7 +215,7 @@ static void act_keyboard_reset(struct play *p, struct vcpu *v)
 
 static void reset_ends_the_run_when_asked_to(void **state)
 {
-    struct play p = { .act = act_keyboard_reset };
+    struct play p = {.act = act_keyboard_reset};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -234,7 +235,7 @@ static void act_triple_fault(struct play *p, struct vcpu *v)
 
 static void triple_fault_ends_or_resets_as_configured(void **state)
 {
-    struct play p = { .act = act_triple_fault };
+    struct play p = {.act = act_triple_fault};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -268,7 +269,7 @@ static void *stop_thread(void *opaque)
 
 static void crashed_machine_that_halts_waits_for_stop(void **state)
 {
-    struct play p = { .act = act_panic };
+    struct play p = {.act = act_panic};
     struct machine_config config = config_for(&p);
     pthread_t thread;
     (void)state;
@@ -291,7 +292,7 @@ static void act_stop(struct play *p, struct vcpu *v)
 
 static void stop_gives_its_value_and_the_run_can_go_on(void **state)
 {
-    struct play p = { .act = act_stop };
+    struct play p = {.act = act_stop};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -324,7 +325,7 @@ static void act_serial(struct play *p, struct vcpu *v)
 
 static void serial_ports_talk_to_the_host(void **state)
 {
-    struct play p = { .act = act_serial };
+    struct play p = {.act = act_serial};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -337,8 +338,8 @@ static void serial_ports_talk_to_the_host(void **state)
 static void act_serial_irq(struct play *p, struct vcpu *v)
 {
     // 8259A: ICW1-4, vectors 20h/28h, only IRQ 4 open.
-    static const uint8_t init[][2] = { { 0x20, 0x11 }, { 0x21, 0x20 }, { 0x21, 0x04 }, { 0x21, 0x01 }, { 0x21, 0xef },
-                                       { 0xa0, 0x11 }, { 0xa1, 0x28 }, { 0xa1, 0x02 }, { 0xa1, 0x01 }, { 0xa1, 0xff } };
+    static const uint8_t init[][2] = {{0x20, 0x11}, {0x21, 0x20}, {0x21, 0x04}, {0x21, 0x01}, {0x21, 0xef},
+                                      {0xa0, 0x11}, {0xa1, 0x28}, {0xa1, 0x02}, {0xa1, 0x01}, {0xa1, 0xff}};
     (void)p;
 
     for (unsigned n = 0; n < sizeof init / sizeof init[0]; n++)
@@ -356,7 +357,7 @@ static void act_serial_irq(struct play *p, struct vcpu *v)
 
 static void uart_interrupt_reaches_the_8259_and_the_cpu(void **state)
 {
-    struct play p = { .act = act_serial_irq };
+    struct play p = {.act = act_serial_irq};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -385,7 +386,7 @@ static void act_look_around(struct play *p, struct vcpu *v)
 
 static void chips_are_where_a_pc_has_them(void **state)
 {
-    struct play p = { .act = act_look_around };
+    struct play p = {.act = act_look_around};
     struct machine_config config = config_for(&p);
     (void)state;
 
@@ -396,7 +397,7 @@ static void chips_are_where_a_pc_has_them(void **state)
 
 static void two_machines_exist_side_by_side(void **state)
 {
-    struct play a = { .act = act_guest_exit }, b = { .act = act_power_off };
+    struct play a = {.act = act_guest_exit}, b = {.act = act_power_off};
     struct machine_config config_a = config_for(&a), config_b = config_for(&b);
     (void)state;
 
@@ -438,7 +439,7 @@ static void act_check_chips(struct play *p, struct vcpu *v)
 
 static void state_moves_from_one_machine_to_another(void **state)
 {
-    struct play a = { .act = act_program_chips }, b = { .act = act_check_chips };
+    struct play a = {.act = act_program_chips}, b = {.act = act_check_chips};
     struct machine_config config_a = config_for(&a), config_b = config_for(&b);
     struct stream save, load, again;
     (void)state;
@@ -468,7 +469,7 @@ static void state_moves_from_one_machine_to_another(void **state)
 
 static void cut_or_damaged_state_is_refused(void **state)
 {
-    struct play p = { .act = act_power_off };
+    struct play p = {.act = act_power_off};
     struct machine_config config = config_for(&p);
     struct stream save, load;
     (void)state;
@@ -479,12 +480,12 @@ static void cut_or_damaged_state_is_refused(void **state)
     stream_init_load(&load, save.data, save.size / 2);
     machine_state(p.m, &load);
     assert_int_not_equal(load.error, 0);
-    assert_int_equal(machine_reset(p.m, (char[64]){ 0 }, 64), 0);
+    assert_int_equal(machine_reset(p.m, (char[64]){0}, 64), 0);
     memset(save.data, 0xff, save.size);
     stream_init_load(&load, save.data, save.size);
     machine_state(p.m, &load);
     assert_int_not_equal(load.error, 0);
-    assert_int_equal(machine_reset(p.m, (char[64]){ 0 }, 64), 0);
+    assert_int_equal(machine_reset(p.m, (char[64]){0}, 64), 0);
     assert_int_equal(run(&p).end, MACHINE_END_POWERED_OFF);
     machine_destroy(p.m);
     stream_free(&save);
@@ -504,10 +505,10 @@ static void expect_refusal(const struct machine_config *config, const char *text
 
 static void what_can_not_be_made_is_one_line(void **state)
 {
-    struct play p = { 0 };
+    struct play p = {0};
     struct machine_config config = config_for(&p);
-    static const struct machine_disk disk = { "/nonexistent/disk", false, false };
-    static const char *const initrds[] = { "/nonexistent/initrd" };
+    static const struct machine_disk disk = {"/nonexistent/disk", false, false};
+    static const char *const initrds[] = {"/nonexistent/initrd"};
     (void)state;
 
     config.kernel = NULL;

@@ -1,4 +1,5 @@
-// Multiboot 1: ELF kernels and the a.out kludge, the information structure as a kernel reads it, every refusal.
+// Multiboot 1: ELF kernels and the a.out kludge, the information structure as a kernel reads it, every
+// refusal.
 #include "tests/unit/loader_fixture.h"
 
 #define INFO(b, offset) guest(b, (b)->v->s.gpr[RBX] + (offset), 4)
