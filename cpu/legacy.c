@@ -22,12 +22,11 @@ void op_pusha(struct vcpu *v, const struct insn *in)
 void op_popa(struct vcpu *v, const struct insn *in)
 {
     unsigned size = in->op_size;
-    uint64_t mask = cpu_stack_mask(v), rsp = v->s.gpr[RSP], value[8];
-    for (unsigned i = 0; i < 8; i++)
-        value[i] = cpu_read(v, SEG_SS, (rsp + i * size) & mask, size); // DI first
-    for (unsigned i = 0; i < 8; i++) {
+    uint64_t mask = cpu_stack_mask(v), rsp = v->s.gpr[RSP];
+    for (unsigned i = 0; i < 8; i++) { // DI first; what was popped before a fault stays so
+        uint64_t value = cpu_read(v, SEG_SS, (rsp + i * size) & mask, size);
         if (7 - i != RSP)
-            gpr_write(v, 7 - i, size, value[i]);
+            gpr_write(v, 7 - i, size, value);
     }
     v->s.gpr[RSP] = stack_merge(rsp, rsp + 8 * size, mask);
     advance(v, in);

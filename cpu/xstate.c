@@ -639,6 +639,16 @@ static void decode_env(const struct vcpu *v, const struct insn *in, const uint8_
     put(env + 20, 4, fdp);
 }
 
+// AMD's processors look at the first and the last byte before they go through the image: this decides CR2.
+static void touch_ends(struct vcpu *v, const struct insn *in, uint64_t base, unsigned size, bool write)
+{
+    unsigned acc = mmu_acc(v) | (write ? ACC_WRITE : ACC_READ);
+    if (!v->model->amd)
+        return;
+    mmu_check(v, cpu_linear(v, in->sreg, base, 1, write), 1, acc);
+    mmu_check(v, cpu_linear(v, in->sreg, base + size - 1, 1, write), 1, acc);
+}
+
 static void store_env(struct vcpu *v, const struct insn *in, bool with_registers)
 {
     require_x87(v, in);
@@ -646,6 +656,7 @@ static void store_env(struct vcpu *v, const struct insn *in, bool with_registers
     uint8_t image[ENV32 + STACK_BYTES], out[ENV32 + STACK_BYTES];
     uint64_t base = cpu_effective_address(v, in);
     unsigned env = env_size(in), size = env + (with_registers ? STACK_BYTES : 0);
+    touch_ends(v, in, base, size, true);
     // The host's instruction masks exceptions or resets the unit, so nothing may fault after it.
     mmu_check(v, cpu_linear(v, in->sreg, base, size, true), size, mmu_acc(v) | ACC_WRITE);
     clear(legacy, LEGACY_MXCSR);
@@ -670,6 +681,7 @@ static void load_env(struct vcpu *v, const struct insn *in, bool with_registers)
         cpu_throw(v, EXC_MF);
     uint8_t image[ENV32 + STACK_BYTES], from[ENV32 + STACK_BYTES];
     unsigned env = env_size(in), size = env + (with_registers ? STACK_BYTES : 0);
+    touch_ends(v, in, cpu_effective_address(v, in), size, false);
     cpu_read_block(v, in->sreg, cpu_effective_address(v, in), from, size);
     decode_env(v, in, from, image);
     if (with_registers) {

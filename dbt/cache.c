@@ -278,6 +278,14 @@ void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len)
         ras_reset(d); // host return addresses may lead into what was discarded
 }
 
+void cache_unmerge(struct dbt *d, struct block *b)
+{
+    d->unmerged[unmerged_slot(b->rip)] = b->rip;
+    if (!b->dead)
+        kill_block(d, b);
+    ras_reset(d);
+}
+
 struct block *cache_block_at(struct dbt *d, uint64_t at)
 {
     uint32_t lo = 0, hi = d->block_count;
@@ -324,7 +332,7 @@ bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *ri
 
 void cache_link(struct dbt *d, struct exit *e, struct block *to)
 {
-    if (e->to || e->from->dead || to->dead || to->straddles || to->key != e->from->key)
+    if (e->to || e->from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || (to->key ^ e->from->key) & ~KEY_NOMERGE || to->key & KEY_NOMERGE)
         return;
     if (e->kind == EXIT_FAR) {
         if (!e->logged) {
@@ -347,7 +355,7 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
 void cache_ib_set(struct dbt *d, struct block *b)
 {
     struct context *c = d->context;
-    if (!c || b->straddles || b->key != c->key)
+    if (!c || b->key != c->key)
         return;
     unsigned i = b->rip & 0xffff, g = b->global;
     if (c->tag[i] == b->rip && c->code[i] == b->code_parked)

@@ -146,6 +146,24 @@ static void check_fpu(struct translation *t, struct ginsn *g)
     }
 }
 
+// Extensions whose instructions are computation and nothing more. Those of any other that rules[] doesn't name raise #UD: a
+// host that has them would let the guest into state that is not the guest's (tiles make the host's kernel send a signal).
+static bool offered(ZydisISAExt extension)
+{
+    switch (extension) {
+    case ZYDIS_ISA_EXT_BASE: case ZYDIS_ISA_EXT_LONGMODE: case ZYDIS_ISA_EXT_X87: case ZYDIS_ISA_EXT_MMX:
+    case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2: case ZYDIS_ISA_EXT_SSE3: case ZYDIS_ISA_EXT_SSSE3:
+    case ZYDIS_ISA_EXT_SSE4: case ZYDIS_ISA_EXT_SSE4A: case ZYDIS_ISA_EXT_AES: case ZYDIS_ISA_EXT_PCLMULQDQ:
+    case ZYDIS_ISA_EXT_SHA: case ZYDIS_ISA_EXT_GFNI: case ZYDIS_ISA_EXT_AVX: case ZYDIS_ISA_EXT_AVX2:
+    case ZYDIS_ISA_EXT_AVX2GATHER: case ZYDIS_ISA_EXT_AVXAES: case ZYDIS_ISA_EXT_AVX_VNNI: case ZYDIS_ISA_EXT_VAES:
+    case ZYDIS_ISA_EXT_VPCLMULQDQ: case ZYDIS_ISA_EXT_F16C: case ZYDIS_ISA_EXT_FMA: case ZYDIS_ISA_EXT_FMA4:
+    case ZYDIS_ISA_EXT_AVX512EVEX: case ZYDIS_ISA_EXT_AVX512VEX: case ZYDIS_ISA_EXT_BMI1: case ZYDIS_ISA_EXT_BMI2:
+    case ZYDIS_ISA_EXT_ADOX_ADCX: case ZYDIS_ISA_EXT_LZCNT: case ZYDIS_ISA_EXT_MOVBE: case ZYDIS_ISA_EXT_RDRAND:
+    case ZYDIS_ISA_EXT_RDSEED: return true;
+    default: return false;
+    }
+}
+
 void classify(struct translation *t, struct ginsn *g)
 {
     const ZydisDecodedInstruction *z = &g->z;
@@ -202,7 +220,8 @@ void classify(struct translation *t, struct ginsn *g)
     }
     if (g->cls == CLASS_PLAIN || g->cls == CLASS_GATHER || (g->cls == CLASS_CONTROL && z->meta.isa_ext != ZYDIS_ISA_EXT_BASE))
         check_fpu(t, g);
-    if (g->cls == CLASS_PLAIN && (z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP || z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW ||
+    if (g->cls == CLASS_PLAIN && (!offered((ZydisISAExt)z->meta.isa_ext) || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
+                                  z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW ||
                                   z->encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX))
         sensitive(g, OP_UD);
     if (g->cls == CLASS_SENSITIVE && can_inline(t, g))

@@ -86,10 +86,11 @@ static void emit_peek_stack(struct translation *t, unsigned size)
 
 static bool one(const struct translation *t) { return t->key & KEY_ONE; }
 
-// Whether a branch to `rip` leaves the block's page.
+// Whether a branch to `rip` depends on more than the block's page: it leaves it, or may lead to an instruction that does.
 static bool far(const struct translation *t, uint64_t rip)
 {
-    return ((rip + t->b->cs_base) ^ (t->b->rip + t->b->cs_base)) >> PAGE_SHIFT;
+    uint64_t la = rip + t->b->cs_base;
+    return (la ^ (t->b->rip + t->b->cs_base)) >> PAGE_SHIFT || (la & (PAGE_SIZE - 1)) > PAGE_SIZE - 15;
 }
 
 static struct exit *new_exit(struct translation *t, uint64_t rip)

@@ -46,6 +46,7 @@ extern const uint8_t host_of_guest[16];
 #define KEY_AVX512    0x00080000u
 #define KEY_ONE       0x00100000u // one instruction, every exit goes to the dispatcher (TF, interrupt shadow)
 #define KEY_BOUNCE    0x00200000u // with KEY_ONE: memory operands go through a bounce buffer
+#define KEY_NOMERGE   0x00400000u // every access has its own check
 
 struct block;
 
@@ -86,6 +87,7 @@ struct block {
     uint16_t guest_len, insn_count;
     uint16_t map_count;
     uint8_t dead;
+    uint8_t group_misses;
     uint8_t global;          // mapped global when translated
     uint8_t straddles;       // its one instruction lies in two pages
     struct map_entry *map;
@@ -139,7 +141,7 @@ struct context {
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_steps, flushes, invalidations;
-    uint64_t ib_misses, ret_misses, far_resets, interrupts, exceptions;
+    uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t op_count[OP_COUNT];
 };
 
@@ -149,6 +151,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
     uint32_t slow_info, flags;
     uint32_t parked; // guest flags as LAHF and SETO give them
+    uint64_t delta[8]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
     _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];
     uint64_t bounce_la;
@@ -183,7 +186,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     unsigned context_count;
     struct context *context; // of the current mode; null: none left
     uint32_t key, key_gen;   // current mode, and the mode_gen it was computed for
-    uint32_t force;          // KEY_ONE | KEY_BOUNCE for the next block only
+    uint32_t force;          // KEY_ONE, KEY_BOUNCE or KEY_NOMERGE for the next block only
 
     // What a flush of the guest's TLB must undo, apart for non-global [0] and global [1] pages: linked far exits (never
     // more than there are slots), and entries of the indirect-branch tables as context << 16 | index.
@@ -197,6 +200,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
 
     struct vector_layout layout;
     struct engine_host host;
+    uint64_t unmerged[4096]; // RIPs of blocks whose groups keep missing, hashed
     int stop; // enum engine_stop + 1 when the run loop must end
     int stepping;    // the signal handler single-steps to an instruction boundary
     int in_slow;     // RIP must be found from slow_ret if something is thrown
@@ -231,6 +235,8 @@ bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *ri
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
 void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);
+static inline unsigned unmerged_slot(uint64_t rip) { return (unsigned)(rip * 0x9e3779b97f4a7c15ull >> 52); }
+void cache_unmerge(struct dbt *d, struct block *b); // translate it without groups from now on
 static inline void ras_reset(struct dbt *d) { d->ras_sp = d->ras_base; }
 
 // ---- mode.c
@@ -264,7 +270,8 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset);  // host address of the bou
 #define SLOW_FLAGS    0x8000u // guest flags are in AX, guest RAX in spill_ax
 #define SLOW_SEG_SHIFT 16
 #define SLOW_READ_TOO 0x80000u // read-modify-write
-#define SLOW_PARKED   0x200000u // guest flags are parked
+#define SLOW_PARKED   0x10000000u // guest flags are parked
+#define SLOW_GROUP    0x20000000u // the check of a group: raises nothing
 #define SLOW_ALIGNED  0x100000u // #GP(0) if not aligned to its size
 #define SLOW_MASKED   0x200000u // parts of the operand may not be accessed at all: dbt/masked.c
 #define SLOW_X87      0x400000u // a pending x87 exception comes before faults of the operand

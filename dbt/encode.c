@@ -71,6 +71,11 @@ static void emit_rm(struct translation *t, const struct ginsn *g, const struct e
         a_modrm(a, 0, reg, 4);
         a8(a, 0 << 6 | (T0 & 7) << 3 | (T1 & 7));
         break;
+    case ENC_BASED: // [rdi + base + disp32]
+        a_modrm(a, 2, reg, 4);
+        a8(a, (t->based_on & 7) << 3 | (T1 & 7));
+        a32(a, (uint32_t)t->based_disp);
+        break;
     case ENC_T1: a_modrm(a, 0, reg, T1); break;
     case ENC_ABS: a_abs(a, reg, e->abs, g->z.length - tail); break;
     }
@@ -151,6 +156,8 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
             rex |= 4;
         if (e->mem == ENC_NONE && rm & 8)
             rex |= 1;
+        if (e->mem == ENC_BASED && t->based_on & 8)
+            rex |= 2;
     } else if (e->opreg >= 0 && opreg & 8) {
         rex |= 1;
     }
@@ -185,12 +192,13 @@ static void encode_vex(struct translation *t, const struct ginsn *g, const struc
     if (e->vreg >= 0)
         last = (last & ~0x78u) | (~(unsigned)e->vreg & 15) << 3;
     unsigned b = e->mem == ENC_NONE && rm & 8 ? 1 : 0, r = reg >> 3 & 1;
-    if (!b && map == 1 && !(last & 0x80)) {
+    unsigned x = e->mem == ENC_BASED && t->based_on & 8 ? 1 : 0;
+    if (!b && !x && map == 1 && !(last & 0x80)) {
         a8(a, 0xc5);
         a8(a, (r ? 0 : 0x80) | (last & 0x7f));
     } else {
         a8(a, 0xc4);
-        a8(a, (r ? 0 : 0x80) | 0x40 | (b ? 0 : 0x20) | map);
+        a8(a, (r ? 0 : 0x80) | (x ? 0 : 0x40) | (b ? 0 : 0x20) | map);
         a8(a, last);
     }
     a8(a, g->z.opcode);
@@ -215,6 +223,8 @@ static void encode_evex(struct translation *t, const struct ginsn *g, const stru
     }
     if (e->mem != ENC_NONE) {
         p0 |= 0x60; // X and B: neither base nor index is extended
+        if (e->mem == ENC_BASED && t->based_on & 8)
+            p0 &= ~0x40u;
     } else if (e->rm >= 0) {
         p0 = (p0 & ~0x60u) | 0x40 | (e->rm & 8 ? 0 : 0x20);
         rm = (unsigned)e->rm & 7;
@@ -349,6 +359,8 @@ static bool waits_for_x87(const struct ginsn *g)
     return g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
 }
 
+bool may_be_masked(const struct ginsn *g) { return is_masked(g); }
+
 static uint32_t operand_rules(const struct translation *t, const struct ginsn *g, unsigned size)
 {
     if (is_masked(g))
@@ -382,7 +394,11 @@ void emit_plain(struct translation *t, struct ginsn *g)
         mem_begin(t, &ea, size, wr, keeps);
         twice = bounce(t) && wr && t->operand & SLOW_MASKED;
         t->operand = 0;
-        e.mem = ENC_T1T0;
+        e.mem = t->based ? ENC_BASED : ENC_T1T0;
+        if (high && t->based && t->based_on >= 8) { // AH..BH and REX exclude each other
+            mem_combine(t);
+            e.mem = ENC_T1;
+        }
     }
     // Registers without a host register of their own, or one that can't be encoded beside AH..BH, get a scratch.
     uint8_t scratch_guest[3], scratch_host[3];
@@ -420,7 +436,7 @@ void emit_plain(struct translation *t, struct ginsn *g)
     }
     unsigned taken = 0;
     if (scratches) {
-        if (mem) {
+        if (mem && !(e.mem == ENC_BASED && t->based_on != T0) && e.mem != ENC_T1) {
             mem_combine(t);
             e.mem = ENC_T1;
         }
@@ -430,6 +446,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
         for (unsigned i = 0; i < n; i++) // fixed registers first, so that borrowing knows them
             if (*use[i].field >= 0)
                 taken |= 1u << *use[i].field;
+        if (e.mem == ENC_BASED)
+            taken |= 1u << t->based_on;
         for (unsigned s = 0; s < scratches; s++) {
             if (next < have) {
                 scratch_host[s] = order[next++];

@@ -99,7 +99,7 @@ void flags_before(struct translation *t, const struct ginsn *g)
     if (flags_read(g) || writes_flags(g)) {
         if (t->flags == FLAGS_PARKED)
             flags_unpark(t);
-    } else if (t->flags == FLAGS_HOST && accesses_memory(g)) {
+    } else if (t->flags == FLAGS_HOST && accesses_memory(g) && !merge_all_checked(t)) {
         flags_park(t);
     }
 }

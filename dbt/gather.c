@@ -1,7 +1,7 @@
 // Gathers and scatters touch as many pages as they have elements, so one check can't cover them: their elements are moved
 // one by one between guest memory and the saved vector state (SDM vol. 2, VPGATHER*, VPSCATTER*). A fault leaves the
-// elements done before it done, their mask elements (of those that were off, too) cleared and the destination's upper part
-// zeroed, as the processor does.
+// elements done before it done, their mask elements (of those that were off, too) cleared and, with
+// EVEX, what lies above the vector zeroed, as the processor does.
 #include <cpuid.h>
 #include "dbt/dbt.h"
 
@@ -74,8 +74,7 @@ static void zero_above(struct vcpu *v, const struct vector_layout *l, unsigned r
 }
 
 // One element between memory and the saved state. May throw; the caller has the FPU state saved.
-static void element(struct vcpu *v, const struct vector_layout *l, const struct insn *in, const struct gather *g, unsigned i,
-                    unsigned bytes)
+static void element(struct vcpu *v, const struct vector_layout *l, const struct insn *in, const struct gather *g, unsigned i)
 {
     uint64_t x = get(v, l, g->index, i, g->index_size);
     int64_t index = g->index_size == 8 ? (int64_t)x : (int32_t)x;
@@ -90,7 +89,8 @@ static void element(struct vcpu *v, const struct vector_layout *l, const struct 
     } else {
         mmu_read(v, la, &value, g->element, ACC_READ | mmu_acc(v));
         set(v, l, g->data, i, g->element, value);
-        zero_above(v, l, g->data, bytes);
+        if (g->evex)
+            zero_above(v, l, g->data, g->vector);
     }
 }
 
@@ -105,7 +105,7 @@ void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g
     *bv |= 2 | 4 | (l->zmm_hi ? 0xe0 : 0);
     for (unsigned i = 0; i < count; i++) {
         if (wanted(v, l, g, i))
-            element(v, l, in, g, i, count * g->element);
+            element(v, l, in, g, i);
         done(v, l, g, i);
     }
     if (!g->evex)

@@ -45,6 +45,20 @@ struct window { // the bytes of the page(s) being translated
     uint8_t joined[32]; // an instruction crossing into the next page
 };
 
+#define MERGE_GROUPS 8
+
+struct merge_group { // accesses off one register that one check covers (merge.c)
+    int base;
+    unsigned version, count;
+    int64_t min, max; // offsets from the register's value when its version began
+    bool write, checked;
+};
+
+struct merge_access {
+    int8_t group;   // -1: none
+    int64_t offset; // of the base register at this instruction, since its version began
+};
+
 struct translation {
     struct asm_buf a;
     struct dbt *d;
@@ -63,6 +77,14 @@ struct translation {
     uint32_t operand;   // SLOW_ALIGNED, SLOW_MASKED, SLOW_X87: of the next operand
     bool sha_unaligned; // SHA instructions of this host take unaligned operands
     enum flag_place flags;
+    struct merge_group group[MERGE_GROUPS];
+    unsigned group_count;
+    struct merge_access access[MAX_INSNS][2];
+    uint8_t access_count[MAX_INSNS];
+    unsigned current, nth; // instruction being emitted, and how many of its accesses have been
+    bool based;            // the operand at hand is [T1 + based_on + based_disp] instead of [T1 + T0]
+    unsigned based_on;
+    int32_t based_disp;
     const struct window *window;
     bool committed;     // KEY_BOUNCE: the instruction writes; leave through the commit stub
     bool ended;         // the last instruction left the block
@@ -87,10 +109,16 @@ void load_guest(struct translation *t, unsigned host, unsigned guest);  // whole
 void store_guest(struct translation *t, unsigned guest, unsigned host);
 unsigned guest_in(struct translation *t, unsigned guest, unsigned scratch); // host register holding it, loaded if homed
 
+// ---- merge.c
+void merge_plan(struct translation *t, bool enabled);
+struct merge_group *merge_next(struct translation *t, const struct ea *ea, unsigned size, int64_t *offset);
+bool merge_all_checked(const struct translation *t);
+
 // ---- encode.c
+bool may_be_masked(const struct ginsn *g); // only some of the bytes of its memory operand may be accessed
 void emit_plain(struct translation *t, struct ginsn *g);
 
-enum enc_mem { ENC_NONE, ENC_T1T0, ENC_T1, ENC_ABS };
+enum enc_mem { ENC_NONE, ENC_T1T0, ENC_T1, ENC_BASED, ENC_ABS };
 struct enc {
     int reg, rm, vreg, opreg; // host registers for these fields, -1: as encoded
     enum enc_mem mem;

@@ -126,12 +126,55 @@ struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool 
     return c;
 }
 
-void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too)
+// The operand is in a range that was checked: [delta + base + disp].
+static void mem_checked(struct translation *t, const struct merge_group *g, const struct ea *ea)
+{
+    struct asm_buf *a = &t->a;
+    a_load_abs(a, 8, T1, DBT(t, delta[g - t->group]));
+    t->based = true;
+    t->based_on = guest_in(t, (unsigned)ea->base, T0);
+    t->based_disp = (int32_t)ea->disp;
+}
+
+// Checks the whole range of a group and keeps its delta. T1 + T0 is the host address of the range's first byte.
+static void mem_keep_delta(struct translation *t, struct merge_group *g, const struct ea *ea, int64_t first)
+{
+    struct asm_buf *a = &t->a;
+    mem_combine(t);
+    load_guest(t, T0, (unsigned)ea->base);
+    a_rex(a, 8, 0, 0, T0, 0); // not t0
+    a8(a, 0xf7);
+    a_modrm(a, 3, 2, T0);
+    a_lea(a, 8, T1, T1, T0, 1, (int32_t)(1 - first)); // host - (base + first)
+    a_store_abs(a, 8, DBT(t, delta[g - t->group]), T1);
+    g->checked = true;
+    t->based = true;
+    t->based_on = guest_in(t, (unsigned)ea->base, T0);
+    t->based_disp = (int32_t)ea->disp;
+}
+
+void mem_begin(struct translation *t, const struct ea *operand, unsigned size, bool write, bool read_too)
 {
     struct asm_buf *a = &t->a;
     bool live = t->flags == FLAGS_HOST;
+    const struct ea *ea = operand;
+    struct ea range;
+    int64_t offset;
+    struct merge_group *group = merge_next(t, ea, size, &offset);
+    t->based = false;
+    if (group && group->checked) {
+        mem_checked(t, group, ea);
+        return;
+    }
+    if (group) {
+        range = *ea;
+        range.disp = group->min - offset;
+        ea = &range;
+        size = (unsigned)(group->max - group->min);
+        write = group->write;
+    }
     uint32_t info = (uint32_t)size | (write ? SLOW_WRITE : 0) | (live ? SLOW_FLAGS : 0) | (t->flags == FLAGS_PARKED ? SLOW_PARKED : 0) | ea->sreg << SLOW_SEG_SHIFT |
-                    (read_too ? SLOW_READ_TOO : 0) | t->operand;
+                    (read_too ? SLOW_READ_TOO : 0) | (group ? SLOW_GROUP : t->operand);
     mem_offset(t, ea);
     if (bounce(t)) {
         a_store_imm32_abs(a, 4, DBT(t, slow_info), info);
@@ -178,11 +221,17 @@ void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool w
     }
     a_load_table(a, T1, (uint64_t)set->host_page, T1);
     c->back = a->p;
+    if (group)
+        mem_keep_delta(t, group, operand, range.disp);
 }
 
 void mem_combine(struct translation *t)
 {
-    a_lea(&t->a, 8, T1, T1, T0, 1, 0);
+    if (t->based)
+        a_lea(&t->a, 8, T1, T1, (int)t->based_on, 1, t->based_disp);
+    else
+        a_lea(&t->a, 8, T1, T1, T0, 1, 0);
+    t->based = false;
 }
 
 void mem_cold(struct translation *t)

@@ -217,6 +217,29 @@ static void check_x87(struct dbt *d)
         cpu_throw(d->v, EXC_MF);
 }
 
+// The range of a group of accesses: usable as a whole, or the block runs without groups.
+static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool write)
+{
+    struct vcpu *v = d->v;
+    struct walk w;
+    uint32_t error;
+    unsigned acc = (write ? ACC_WRITE : ACC_READ) | mmu_acc(v);
+    if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE && !must_stop(d) && mmu_probe(v, la, acc, &w, &error) && (!write || w.writable)) {
+        uint64_t host = (uint64_t)mmu_fill(v, la, acc);
+        if (host) {
+            d->in_slow = 0;
+            return host;
+        }
+    }
+    struct block *b = cache_block_at(d, d->slow_ret);
+    d->n.group_misses++;
+    if (b && ++b->group_misses == 16)
+        cache_unmerge(d, b);
+    d->restart = 1;
+    d->force = KEY_NOMERGE;
+    leave(d);
+}
+
 uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
 {
     struct vcpu *v = d->v;
@@ -235,9 +258,11 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
     if (info & SLOW_MASKED)
         return masked_slow(d, la, size, write);
     check_x87(d);
-    check_canonical(v, la, size, info >> SLOW_SEG_SHIFT & 7);
     if (info & SLOW_ALIGNED && la & (size - 1))
         cpu_throw_error(v, EXC_GP, 0);
+    if (info & SLOW_GROUP)
+        return check_group(d, la, size, write);
+    check_canonical(v, la, size, info >> SLOW_SEG_SHIFT & 7);
     uint64_t host = 0;
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE)
         host = (uint64_t)mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));

@@ -92,6 +92,14 @@ static void set_arith(struct vcpu *v, uint64_t f)
     v->s.rflags = (v->s.rflags & ~(uint64_t)FL_ARITH) | (f & FL_ARITH);
 }
 
+// Linear address of an element that can be accessed: all that its segment and its pages have to say is said.
+static uint64_t checked(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned size, bool write)
+{
+    uint64_t la = cpu_linear(v, sreg, offset, size, write);
+    mmu_check(v, la, size, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
+    return la;
+}
+
 // One piece of up to `count` elements; returns how many were done. *stop: a compare ended the repetition.
 static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, bool *stop)
 {
@@ -101,13 +109,13 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
     uint64_t m = size_mask(width), si = *reg(v, RSI) & m, di = *reg(v, RDI) & m;
     uint64_t src = 0, dst = 0;
     bool down = v->s.dflag;
-    bool dst_first = op == STR_CMPS; // whose fault comes first
+    bool dst_first = op == STR_CMPS && !(size == 1 && in->rep == 0xf3); // whose fault comes first (seen on Zen 4)
     if (uses_dst && dst_first)
-        dst = cpu_linear(v, SEG_ES, di, size, writes);
+        dst = checked(v, SEG_ES, di, size, writes);
     if (uses_src)
-        src = cpu_linear(v, in->sreg, si, size, false);
+        src = checked(v, in->sreg, si, size, false);
     if (uses_dst && !dst_first)
-        dst = cpu_linear(v, SEG_ES, di, size, writes);
+        dst = checked(v, SEG_ES, di, size, writes);
     // How many elements stay in the pages at hand, within flat segments and without wrapping the index register?
     uint64_t n = down ? 1 : count;
     if (!cpu_code64(v) && n > 1) {
@@ -130,19 +138,12 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
     if (n == 0 || (uses_src && (src & (PAGE_SIZE - 1)) + size > PAGE_SIZE) || (uses_dst && (dst & (PAGE_SIZE - 1)) + size > PAGE_SIZE)) {
         n = 1;
     } else {
-        if (uses_dst && dst_first)
-            hd = host_of(v, dst, writes);
         hs = uses_src ? host_of(v, src, false) : NULL;
-        if (uses_dst && !dst_first)
-            hd = host_of(v, dst, writes);
+        hd = uses_dst ? host_of(v, dst, writes) : NULL;
     }
     uint64_t element[2] = {0, 0};
     if ((uses_src && !hs) || (uses_dst && !hd)) { // crossing, MMIO or traced: one element through a buffer
         n = 1;
-        if (op == STR_CMPS || op == STR_SCAS) {
-            mmu_read(v, dst, &element[1], size, mmu_acc(v));
-            hd = (uint8_t *)&element[1];
-        }
         if (uses_src) {
             mmu_read(v, src, &element[0], size, mmu_acc(v));
             hs = (uint8_t *)&element[0];
@@ -150,6 +151,10 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
         if (op == STR_MOVS || op == STR_STOS) {
             mmu_write(v, dst, op == STR_MOVS ? &element[0] : reg(v, RAX), size, ACC_WRITE | mmu_acc(v));
             goto done;
+        }
+        if (uses_dst) {
+            mmu_read(v, dst, &element[1], size, mmu_acc(v));
+            hd = (uint8_t *)&element[1];
         }
     }
     switch (op) {

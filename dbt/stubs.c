@@ -105,6 +105,13 @@ static uint64_t leave_stub(struct gen *g, void *fn, uint64_t tail)
     return at;
 }
 
+static void count(struct gen *g, uint64_t counter) // flags are parked
+{
+    a_rex(&g->a, 8, 0, 0, 0, 0);
+    a8(&g->a, 0xff); // inc qword [counter]
+    a_abs(&g->a, 0, counter, 0);
+}
+
 static void pop_return(struct gen *g)
 {
     a8(&g->a, 0x8f); // pop [slow_ret]
@@ -197,9 +204,11 @@ int stubs_create(struct dbt *d)
     a_jmp_to(a, d->stub_ib_miss);
     for (unsigned c = 0; c < CONTEXTS; c++) {
         d->stub_ret_miss[c] = asm_here(a);
+        count(g, D(n.ret_misses));
         a_load_abs(a, 8, H_SP, D(ras_base));
         uint8_t *look = a_jmp(a);
         d->stub_ret_empty[c] = asm_here(a);
+        count(g, D(n.ret_empty));
         a_lea(a, 8, H_SP, H_SP, -1, 1, -8);
         a_patch(a, look);
         a_movzx16(a, T1, T0);

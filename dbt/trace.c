@@ -63,7 +63,7 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
         {"cycles_per_instruction_translated", n->guest_insns ? n->translate_cycles / n->guest_insns : 0},
         {"chains_made", n->chains}, {"dispatches", n->dispatches}, {"sensitive_instructions", n->sensitive}, {"string_instructions", n->strings},
         {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_steps", n->kick_steps},
-        {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses},
+        {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses}, {"return_unpredicted", n->ret_empty}, {"group_misses", n->group_misses},
         {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_flushes", n->flushes},
         {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
     };

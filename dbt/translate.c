@@ -1,7 +1,7 @@
 // The translator's driver: fetch and decode a basic block, find which flags are live where, emit, register.
 //
 // A block ends at a control transfer, a sensitive instruction, the page's end, or MAX_INSNS. An instruction that
-// crosses a page boundary is a block of its own, left through the dispatcher, because two mappings decide about it.
+// crosses a page boundary is a block of its own, reached like one in another page, because two mappings decide about it.
 // Liveness looks a few instructions past direct exits within the page; the bytes it looked at belong to the block's
 // ranges, so that a write to them discards the block.
 #include "dbt/internal.h"
@@ -130,6 +130,11 @@ static void emit_insn(struct translation *t, struct ginsn *g)
     }
 }
 
+static bool is_unmerged(const struct dbt *d, uint64_t rip)
+{
+    return d->unmerged[unmerged_slot(rip)] == rip;
+}
+
 static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
@@ -137,16 +142,21 @@ static int emit_block(struct translation *t)
     t->a = (struct asm_buf){.p = d->rw + d->cache_used, .end = d->rw + d->cache_size,
                             .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
     t->cold_count = 0;
+    merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
     t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
     uint8_t *start = t->a.p;
     b->code = (uint32_t)asm_here(&t->a);
+    if (t->key & KEY_NOMERGE)
+        a_store_imm32_abs(&t->a, 4, DBT(t, force), 0); // it was asked for this once
     for (unsigned i = 0; i < t->count; i++) {
         struct ginsn *g = &t->insn[i];
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
         struct map_entry *m = &t->map[i];
-        *m = (struct map_entry){.host = (uint32_t)(t->a.p - start), .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow,
+        *m = (struct map_entry){.host = i ? (uint32_t)(t->a.p - start) : 0, .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow,
                                 .parked = t->flags == FLAGS_PARKED};
+        t->current = i;
+        t->nth = 0;
         flags_before(t, g);
         m->parked |= t->flags == FLAGS_PARKED ? 2 : 0;
         emit_insn(t, g);
@@ -231,11 +241,11 @@ static void decode_block(struct translation *t, struct window *w)
             if (!decode(t, g, w->joined, allowed < MAX_LENGTH ? (unsigned)allowed : MAX_LENGTH, rip))
                 beyond_limit(t, g);
             t->count = 1;
-            t->key |= KEY_ONE;
             b->range[0] = (struct range){w->gpa + off, head};
             b->range[1] = (struct range){next.gpa, g->z.length > head ? g->z.length - head : 0};
             b->range_count = 2;
             b->straddles = 1;
+            b->global = b->global && mode_fetch(d, w->la + PAGE_SIZE).global;
             b->guest_len = g->z.length;
             return;
         }

@@ -7,9 +7,15 @@
 #include "frontend/commands.h"
 #include "frontend/exit.h"
 
+// Names of files come from whoever types them: what would break the line, or drive a terminal, shows as a question mark.
 void print_error(const char *text)
 {
-    fprintf(stderr, "gnomon: %s\n", text);
+    flockfile(stderr);
+    fputs("gnomon: ", stderr);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        putc(*p < 0x20 || *p == 0x7f ? '?' : *p, stderr);
+    putc('\n', stderr);
+    funlockfile(stderr);
 }
 
 static void print_brand(void)

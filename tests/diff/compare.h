@@ -8,6 +8,7 @@ struct compare {
     bool instruction_pointers; // compare x87 FOP, FIP and FDP too
     uint64_t flags;            // bits of RFLAGS that count
     bool memory;               // the writable pages count
+    bool address;              // CR2 counts
 };
 
 // What counts for a case: everything, less the flags and memory the manual leaves undefined for the form it

@@ -89,8 +89,18 @@ static const struct demand *demanded(const struct instance *x, unsigned reg)
 // ---- addresses
 // A linear address for an operand of `size` bytes that starts in, ends in or straddles whatever page makes
 // sense.
+static bool is_extra(ZydisRegister segment)
+{
+    return segment == ZYDIS_REGISTER_FS || segment == ZYDIS_REGISTER_GS;
+}
+
+static uint64_t segment_base(const struct encoder *e, ZydisRegister segment)
+{
+    return is_extra(segment) ? extra_segment(e->mode, segment == ZYDIS_REGISTER_GS).base : data_base(e->mode);
+}
+
 static uint64_t pick_address(struct encoder *e, struct rng *r, unsigned size, bool branch_memory,
-                             struct instance *x)
+                             ZydisRegister segment, struct instance *x)
 {
     uint32_t data = DATA_LINEAR + rng_below(r, 8192 - (size < 4096 ? size : 4096));
     unsigned align = size && !(size & (size - 1)) ? size : 16;
@@ -117,6 +127,10 @@ static uint64_t pick_address(struct encoder *e, struct rng *r, unsigned size, bo
     if (kind < 15) {
         x->crosses = size > 1;
         return DATA_LINEAR - inside; // absent, then writable
+    }
+    if (is_extra(segment) && e->mode != MODE64 && kind >= 90) { // over the segment's end
+        struct diff_segment s = extra_segment(e->mode, segment == ZYDIS_REGISTER_GS);
+        return s.base + s.limit + 1 - inside;
     }
     if (kind < 17)
         return ARENA_BASE + 4 * 4096 + (rng_below(r, 4096 - 64) & ~(align - 1)); // absent
@@ -146,8 +160,9 @@ static bool place_operand(struct encoder *e, struct rng *r, const ZydisDecodedIn
                           const ZydisDecodedOperand *o, uint64_t target, struct instance *x)
 {
     unsigned bits = i->address_width;
-    uint64_t mask = address_mask(bits), offset = (target - data_base(e->mode)) & mask;
-    if (bits < 64 && (target - data_base(e->mode)) >> bits && e->mode == MODE64)
+    uint64_t base_linear = segment_base(e, o->mem.segment);
+    uint64_t mask = address_mask(bits), offset = (target - base_linear) & mask;
+    if (bits < 64 && (target - base_linear) >> bits && e->mode == MODE64)
         return false; // an address size that can't name it
     if (o->mem.base == ZYDIS_REGISTER_NONE && o->mem.index == ZYDIS_REGISTER_NONE) {
         x->fix = FIX_NONE; // an absolute displacement
@@ -157,7 +172,7 @@ static bool place_operand(struct encoder *e, struct rng *r, const ZydisDecodedIn
         return i->raw.disp.size != 0;
     }
     if (is_ip(o->mem.base)) {
-        if (target >> 31)
+        if (target >> 31 || is_extra(o->mem.segment))
             return false;
         x->fix = FIX_RIP;
         x->fix_offset = i->raw.disp.offset;
@@ -224,6 +239,11 @@ static bool is_bit_test(ZydisMnemonic m)
 static bool is_division(ZydisMnemonic m)
 {
     return m == ZYDIS_MNEMONIC_DIV || m == ZYDIS_MNEMONIC_IDIV;
+}
+
+static bool is_popf(ZydisMnemonic m)
+{
+    return m == ZYDIS_MNEMONIC_POPF || m == ZYDIS_MNEMONIC_POPFD || m == ZYDIS_MNEMONIC_POPFQ;
 }
 
 static bool uses_stack(const ZydisDecodedOperand *o)
@@ -340,6 +360,11 @@ static bool place_operands(struct encoder *e, struct rng *r, const ZydisDecodedI
                 x->label_linear = (uint32_t)sp + data_base(e->mode);
                 x->label_size = i->operand_width / 8;
             }
+            if (is_popf(i->mnemonic)) {
+                x->patch_linear = (uint32_t)sp + data_base(e->mode);
+                x->patch_size = i->operand_width / 8;
+                x->patch[0] = rng_next(r) & ~0x40100ull; // no AC, no TF
+            }
             if (!demand(x, reg, with_junk(e, r, sp, i->stack_width), false))
                 return false;
             continue;
@@ -352,7 +377,7 @@ static bool place_operands(struct encoder *e, struct rng *r, const ZydisDecodedI
             x->index_bits = vsib_index_bits(i->mnemonic);
         }
         bool target = branch && ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY && n == 0;
-        uint64_t at = pick_address(e, r, size ? size : 1, target, x);
+        uint64_t at = pick_address(e, r, size ? size : 1, target, o->mem.segment, x);
         if (!place_operand(e, r, i, o, at, x))
             return false;
         if (target) {
@@ -405,12 +430,37 @@ static void random_fields(const struct encoder *e, struct rng *r, const struct f
     static const uint8_t overrides[3] = {0x26, 0x36, 0x3e};
     if (memory && rng_percent(r, 5))
         x->segment = overrides[rng_below(r, 3)];
+    if (memory && e->segments && !e->tame && rng_percent(r, 4))
+        x->segment = rng_percent(r, 50) ? 0x64 : 0x65;
+}
+
+static bool shows_flags(ZydisMnemonic m)
+{
+    return is_popf(m) || m == ZYDIS_MNEMONIC_PUSHF || m == ZYDIS_MNEMONIC_PUSHFD || m == ZYDIS_MNEMONIC_PUSHFQ;
+}
+
+bool form_is_legacy(const struct form *f)
+{
+    switch ((ZydisMnemonic)f->mnemonic) {
+    case ZYDIS_MNEMONIC_ARPL: // #UD
+    case ZYDIS_MNEMONIC_PUSHF: // show IOPL
+    case ZYDIS_MNEMONIC_PUSHFD:
+    case ZYDIS_MNEMONIC_POPF:
+    case ZYDIS_MNEMONIC_POPFD:
+    case ZYDIS_MNEMONIC_FNSTENV: // have another layout there
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FRSTOR: return false;
+    default: return f->encoding == ENC_LEGACY;
+    }
 }
 
 static bool attempt(struct encoder *e, struct rng *r, uint32_t index, struct instance *x)
 {
     const struct form *f = &e->forms->form[index];
     struct form_fields fields = {0};
+    if ((e->legacy_only && !form_is_legacy(f)) || (e->ac && shows_flags((ZydisMnemonic)f->mnemonic)))
+        return false;
     random_fields(e, r, f, &fields);
     if (f->flags & FORM_FIXED_REG)
         fields.reg = (fields.reg & ~7) | (f->modrm >> 3 & 7);

@@ -47,9 +47,14 @@ struct encoder {
     enum diff_mode mode;
     bool tame; // operands in plain writable memory, aligned: for probing
     bool in_sequence;
+    bool segments;    // FS and GS may be used
+    bool ac;          // AC is set on one side: nothing that stores or loads the flags
+    bool legacy_only; // for real and v8086 mode: nothing they have not
     uint8_t keep; // a register that must not be written (loop counter), or ANY_UNIT
 };
 
+// Whether real and v8086 mode have the form and give it the meaning it has in a 16-bit segment.
+bool form_is_legacy(const struct form *f);
 void encoder_init(struct encoder *e, const struct form_table *forms);
 // Makes an instance of form `index`. Returns false when none was found that fits.
 bool encoder_instance(struct encoder *e, struct rng *r, uint32_t index, struct instance *out);

@@ -201,6 +201,9 @@ bool generator_probe(struct generator *g, struct rng *r, uint32_t form, struct d
 {
     c->number = form;
     c->mode = g->forms->mode;
+    c->world = WORLD_LONG;
+    c->ac = false;
+    g->encoder.segments = g->encoder.legacy_only = g->encoder.ac = false;
     c->form = form;
     c->count = 0;
     c->edge = c->crosses = false;
@@ -353,6 +356,8 @@ bool case_link(struct diff_case *c, struct diff_code *code)
     if (n > MAX_CODE)
         return false;
     code->mode = c->mode;
+    code->world = c->world;
+    code->ac = c->ac;
     code->length = n;
     code->linear =
         c->edge ? CODE_BASE + CODE_SIZE - (n - c->unit[c->count - 1].length + c->edge_bytes) : c->linear;
@@ -378,6 +383,26 @@ bool case_link(struct diff_case *c, struct diff_code *code)
     return true;
 }
 
+// Stretches of cases stay in one world, as going from one to another costs the translated side its TLB.
+static void pick_world(struct generator *g, uint64_t number, struct diff_case *c)
+{
+    unsigned turn = number >> 11 & 7;
+    c->world = WORLD_LONG;
+    c->ac = false;
+    if (c->mode == MODE32 && turn >= 4)
+        c->world = WORLD_PROTECTED;
+    if (c->mode == MODE16 && turn >= 2)
+        c->world = turn < 4 ? WORLD_PROTECTED : turn < 6 ? WORLD_V86 : WORLD_REAL;
+    bool old = c->world == WORLD_V86 || c->world == WORLD_REAL;
+    if (old && !form_is_legacy(&g->forms->form[c->form])) {
+        c->world = WORLD_PROTECTED;
+        old = false;
+    }
+    g->encoder.legacy_only = old;
+    g->encoder.segments = !old && native_has_segments();
+    g->encoder.ac = c->ac = c->world == WORLD_LONG && turn == 1;
+}
+
 bool generator_case(struct generator *g, uint64_t number, struct diff_case *c)
 {
     struct rng r = rng_make(g->seed, number);
@@ -394,6 +419,7 @@ bool generator_case(struct generator *g, uint64_t number, struct diff_case *c)
         c->label_linear = 0;
         c->label_unit = 0;
         make_state(g, &r, c);
+        pick_world(g, number, c);
         bool single = rng_percent(&r, 60) || (g->forms->form[c->form].flags & (FORM_ALONE | FORM_VSIB));
         if (single && !make_single(g, &r, c))
             continue;

@@ -18,6 +18,8 @@ struct unit { // one instruction of a case
 struct diff_case {
     uint64_t number;
     enum diff_mode mode;
+    enum diff_world world;
+    bool ac; // as in struct diff_code
     uint32_t form; // the one this case is counted for
     bool crosses;  // its operand crosses a page
     bool edge;     // the last instruction runs into the page behind the code

@@ -23,14 +23,24 @@ native_enter:
     xrstor64 [FRAME + FRAME_X_IN]
     test ecx, ecx
     jnz 1f
-    push qword ptr [FRAME + FRAME_FLAGS_IN]
+    cmp qword ptr [FRAME + FRAME_SEGMENTS], 0
+    je 2f
+    mov rax, qword ptr [FRAME + FRAME_FS_BASE]
+    wrfsbase rax
+    mov rax, qword ptr [FRAME + FRAME_GS_BASE]
+    wrgsbase rax
+2:  push qword ptr [FRAME + FRAME_FLAGS_IN]
     popfq
     call load_registers_but_rsp
     mov rsp, qword ptr [FRAME + FRAME_GPR_IN + 4 * 8]
     jmp qword ptr [FRAME + FRAME_RIP]
 1:  mov ds, word ptr [FRAME + FRAME_DATA_SEL]
     mov es, word ptr [FRAME + FRAME_DATA_SEL]
-    push qword ptr [FRAME + FRAME_FLAGS_IN]
+    cmp qword ptr [FRAME + FRAME_SEGMENTS], 0
+    je 3f
+    mov fs, word ptr [FRAME + FRAME_FS_SEL]
+    mov gs, word ptr [FRAME + FRAME_GS_SEL]
+3:  push qword ptr [FRAME + FRAME_FLAGS_IN]
     popfq
     call load_registers_but_rsp
     mov ss, word ptr [FRAME + FRAME_DATA_SEL]
@@ -101,6 +111,14 @@ native_resume:
     xor eax, eax
     mov ds, eax
     mov es, eax
+    cmp qword ptr [FRAME + FRAME_SEGMENTS], 0
+    je 4f
+    mov fs, eax
+    mov gs, eax
+    wrgsbase rax
+    mov rax, qword ptr [FRAME + FRAME_HOST_FS]
+    wrfsbase rax
+4:
     pop r15
     pop r14
     pop r13

@@ -10,6 +10,12 @@
 #define FRAME_XMASK     56
 #define FRAME_GPR_IN    64
 #define FRAME_GPR_OUT   192
+#define FRAME_FS_SEL    320
+#define FRAME_GS_SEL    328
+#define FRAME_FS_BASE   336 // of 64-bit code
+#define FRAME_GS_BASE   344
+#define FRAME_HOST_FS   352
+#define FRAME_SEGMENTS  360 // not 0: FS and GS are switched
 #define FRAME_STUB      512 // code: jmp [FRAME_EXIT]
 #define FRAME_X_IN      4096
 #define FRAME_X_OUT     8192

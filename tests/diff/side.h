@@ -33,6 +33,31 @@ enum arena_page { ARENA_DATA = 1, ARENA_READ_ONLY = 3, ARENA_STACK = 5 };
 
 enum diff_mode { MODE64, MODE32, MODE16 };
 
+// What the translated side's machine is in while it runs the code; the native side always is in long mode.
+// REAL has no paging: only what natively ends without a page fault can be compared.
+enum diff_world { WORLD_LONG, WORLD_PROTECTED /* PAE paging */, WORLD_V86, WORLD_REAL };
+
+// FS and GS. Outside 64-bit mode FS is a small segment and GS an expand-down one, both of the mode's width.
+#define FS_BASE64 0x0000700012345000ull
+#define GS_BASE64 0xffff900000001230ull
+struct diff_segment {
+    uint64_t base;
+    uint32_t limit; // bytes; expand-down: the offsets above it are valid
+    bool expand_down;
+};
+static inline struct diff_segment extra_segment(enum diff_mode mode, bool gs)
+{
+    switch (mode) {
+    case MODE64: return (struct diff_segment){.base = gs ? GS_BASE64 : FS_BASE64, .limit = ~0u};
+    case MODE32:
+        return gs ? (struct diff_segment){0, ARENA_BASE + 0x1fff, true}
+                  : (struct diff_segment){ARENA_BASE, 0x5fff, false};
+    default:
+        return gs ? (struct diff_segment){ARENA_BASE, 0x17ff, true}
+                  : (struct diff_segment){ARENA_BASE + 16, 0x2003, false};
+    }
+}
+
 // x87, SSE, AVX and AVX-512 state, independent of where XSAVE puts it. Registers the host lacks stay zero.
 struct diff_fpu {
     uint16_t fcw, fsw, fop;
@@ -56,12 +81,15 @@ struct diff_state {
     int32_t vector;   // exception that ended the run, or VECTOR_NONE
     uint32_t error;   // its error code, 0 where the exception has none
     uint64_t address; // CR2 of a page fault, otherwise 0
+    uint32_t spoilt, spoilt_size; // memory a real-mode exception was pushed onto: linear address, bytes
     struct diff_fpu fpu;
     uint8_t mem[MEM_SIZE];
 };
 
 struct diff_code {
     enum diff_mode mode;
+    enum diff_world world;
+    bool ac; // the translated side has EFLAGS.AC set, which means nothing with CR0.AM clear
     uint32_t linear; // of the first byte
     uint32_t length; // bytes; those beyond the end of the code region are not there
     uint8_t bytes[MAX_CODE];
@@ -93,6 +121,11 @@ static inline int mem_index(uint32_t linear)
 struct native;
 struct native *native_create(const uint8_t *read_only);
 void native_destroy(struct native *n);
+bool native_has_segments(void); // FS and GS can be used
+// As native_run(), in a process where nothing else is mapped in the low 4 GiB: a stray access of the code under test
+// then faults instead of finding the translator's memory.
+int native_run_alone(struct native *n, const struct diff_code *code, const struct diff_state *in,
+                     struct diff_state *out);
 // Runs `code` from `in`; fills `out`. Returns 0, or -errno when the state could not be entered.
 int native_run(struct native *n, const struct diff_code *code, const struct diff_state *in,
                struct diff_state *out);

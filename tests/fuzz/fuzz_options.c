@@ -1,5 +1,5 @@
 // The command line and machine files. Input: what to parse (1 byte), then arguments that end in a zero byte, or the file.
-// Whatever is refused is refused with one line; nothing is opened.
+// Whatever is refused is refused with a reason; nothing is opened.
 #include "frontend/options.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -9,7 +9,6 @@ static void check_line(const char *error)
 {
     size_t n = strnlen(error, ERROR_SIZE);
     claim(n > 0 && n < ERROR_SIZE, "a refusal without a reason");
-    claim(!memchr(error, '\n', n), "a reason of several lines: %s", error);
 }
 
 static void fuzz_arguments(struct run_options *o, struct cursor *c)
@@ -25,7 +24,6 @@ static void fuzz_arguments(struct run_options *o, struct cursor *c)
         argv[argc++] = text;
     }
     // An argument that is neither option nor value names a machine file, which fuzz_file() is for: none can be opened.
-    bool named = false;
     for (int i = 0; i < argc; i++)
         if (argv[i][0] != '-') {
             char *safe = NULL;
@@ -39,10 +37,8 @@ static void fuzz_arguments(struct run_options *o, struct cursor *c)
             }
             free(argv[i]);
             argv[i] = safe;
-            named = true;
         }
     bool ok = run_options_parse(o, argc, argv, error);
-    (void)named;
     if (!ok)
         check_line(error);
     else if (!run_options_check(o, error))

@@ -202,7 +202,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint64_t la = set_mode(mode, set), gpa = gpa_of(mode, la);
     size_t n = c.left < 0x2000u - start ? c.left : 0x2000u - start;
 
-    if (d->block_count > 1024 || d->slot_used > SLOT_COUNT / 2)
+    if (d->block_count > 300 || d->slot_used > SLOT_COUNT / 2)
         cache_flush(d);
     d->exact_flags = set & SET_EXACT;
     mem_write(&core->mem, gpa + start, take_bytes(&c, &n), n);
@@ -218,8 +218,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (!b)
             break;
         core_verify_block(d, b);
+        unsigned length = b->guest_len; // linking may flush
         link_exits(d, b);
-        rip += b->guest_len;
+        rip += length;
     }
     core_verify_cache(d);
     for (uint32_t i = d->block_count > 64 ? d->block_count - 64 : 0; i < d->block_count; i++)
@@ -230,7 +231,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     core_verify_cache(d);
     mmu_flush_page(v, la);
     mmu_flush_all(v, false);
-    core_verify_cache(d);
     static const uint8_t nops[0x3000];
     mem_write(&core->mem, gpa, nops, sizeof nops);
     core_verify_cache(d);

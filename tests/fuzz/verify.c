@@ -98,10 +98,25 @@ static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperan
     case ZYDIS_CATEGORY_UINTR:
     case ZYDIS_CATEGORY_KEYLOCKER:
     case ZYDIS_CATEGORY_ENQCMD:
+    case ZYDIS_CATEGORY_CET:
+    case ZYDIS_CATEGORY_AMX_TILE:
+    case ZYDIS_CATEGORY_HRESET:
+    case ZYDIS_CATEGORY_TSX_LDTRK:
+    case ZYDIS_CATEGORY_SERIALIZE:
+    case ZYDIS_CATEGORY_CLZERO:
+    case ZYDIS_CATEGORY_PADLOCK:
+    case ZYDIS_CATEGORY_MPX:
+    case ZYDIS_CATEGORY_PT:
+    case ZYDIS_CATEGORY_KEYLOCKER_WIDE:
     case ZYDIS_CATEGORY_GATHER:
     case ZYDIS_CATEGORY_SCATTER:
     case ZYDIS_CATEGORY_PUSH: // the host's stack is not the guest's
     case ZYDIS_CATEGORY_POP: return true;
+    default: break;
+    }
+    switch (z->meta.isa_ext) {
+    case ZYDIS_ISA_EXT_AMX_BF16: case ZYDIS_ISA_EXT_AMX_INT8: case ZYDIS_ISA_EXT_AMX_TILE: case ZYDIS_ISA_EXT_SNP:
+    case ZYDIS_ISA_EXT_TDX: case ZYDIS_ISA_EXT_SVM: case ZYDIS_ISA_EXT_SMX: case ZYDIS_ISA_EXT_MCOMMIT: return true;
     default: break;
     }
     switch (z->mnemonic) {
@@ -252,6 +267,7 @@ static void check_exits(struct verifier *s)
 {
     const struct block *b = s->b;
     rule(b->exit_count <= 2, "the number of exits");
+    rule(b->code_parked - b->code < b->code_len && starts(s, b->code_parked - b->code), "the way in for parked flags");
     for (unsigned i = 0; i < b->exit_count; i++) {
         const struct exit *e = &b->exits[i];
         rule(e->from == b && e->cold - b->code < b->code_len && starts(s, e->cold - b->code), "an exit's cold part");
@@ -260,8 +276,8 @@ static void check_exits(struct verifier *s)
         else
             rule(within(e->site, 8, s->d->slots, SLOT_COUNT * 8) && e->site % 8 == 0, "an exit's slot");
         if (e->kind == EXIT_FAR)
-            claim(*(uint64_t *)(uint64_t)e->site == (e->to ? e->to->code : e->cold), "a slot leads to %llx, its exit to %x",
-                  (unsigned long long)*(uint64_t *)(uint64_t)e->site, e->to ? e->to->code : e->cold);
+            claim(*(uint64_t *)(uint64_t)e->site == (e->to ? e->to->code_parked : e->cold), "a slot leads to %llx, its exit to %x",
+                  (unsigned long long)*(uint64_t *)(uint64_t)e->site, e->to ? e->to->code_parked : e->cold);
     }
 }
 

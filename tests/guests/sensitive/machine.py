@@ -105,7 +105,7 @@ _put('DOWN16', 0x103, descriptor(0, 0x7fff, 0xf7, 0))          # expand-down, 80
 _flat('FRESH', 0x10b, 0xf2, FLAT32)                            # not accessed yet
 _flat('CODE0_NP', 0x110, 0x1b, FLAT32)
 _flat('DATA0_NP', 0x118, 0x13, FLAT32)
-_put('CODE_SMALL', 0x120, descriptor(0, 0x8fff, 0x9b, 0x4))    # ends where the code of cases begins
+_put('CODE_SMALL', 0x120, descriptor(0, 0x9fff, 0x9b, 0x4))    # ends inside the room for a case's code
 _flat('CODE64_D', 0x128, 0x9b, (0xfffff, 0xe))                 # L and D both set
 _flat('CONFORMING3', 0x130, 0xff, FLAT32)
 _put('BASED', 0x13b, descriptor(0x10000, 0xffff, 0xf3, 0x4))   # base 10000h
@@ -142,6 +142,7 @@ _put('GATE64_TYPE', 0x243, gate(0x38, _L['GATE'], CALL32 | 0x60), 1 << 40)
 _put('GATE64_CONF', 0x253, gate(0x140, _L['GATE'], CALL32 | 0x60), 0)
 _put('TASK64_FAR', 0x260, descriptor(_L['TSS64'], 0x67, 0x89, 0), 0x00008000)
 _put('TASK64_TYPE', 0x270, descriptor(_L['TSS64'], 0x67, 0x89, 0), 1 << 40)
+_put('MON_TASK', 0x280, descriptor(_L['TSS_B'], 0x67, 0x89, 0))  # the monitor's own, between cases
 SELECTORS['BEYOND'] = 0x400
 SELECTORS['LAST'] = 0x3f8  # fits by its 8 bytes, not by 16
 struct.pack_into('<Q', _gdt, 0x3f8, descriptor(_L['TSS64'], 0x67, 0x89, 0))
@@ -208,7 +209,7 @@ def _idt32():
     soft('I_RING3', SELECTORS['CODE3'], 0xee)
     soft('I_BEYOND', SELECTORS['BEYOND'], 0xee)
     soft('I_LIMIT', SELECTORS['CODE_SMALL'], 0xee)
-    struct.pack_into('<Q', t, SOFT['I_LIMIT'] * 8, gate(SELECTORS['CODE_SMALL'], 0x9000, 0xee))
+    struct.pack_into('<Q', t, SOFT['I_LIMIT'] * 8, gate(SELECTORS['CODE_SMALL'], 0xa000, 0xee))
     return t
 
 
@@ -339,3 +340,21 @@ MODES = {m.name: m for m in [
     Mode('l', 2, 64, _s['CODE64_0'], _s['DATA0'], 0, paging=3),
     Mode('lu', 2, 64, _s['CODE64_3'], _s['DATA3'], 3, paging=3),
 ]}
+
+
+def names(condition):
+    return ' '.join(m.name for m in MODES.values() if condition(m))
+
+
+ALL = names(lambda m: True)
+PROTECTED = names(lambda m: m.protected)
+UNPROTECTED = 'real v86 v86i0'
+RING0 = names(lambda m: m.ring == 0)
+RING0P = names(lambda m: m.ring == 0 and m.protected)
+OUTER = names(lambda m: m.ring != 0)
+OUTERP = names(lambda m: m.ring != 0 and m.protected)
+SEGMENTED = names(lambda m: m.bits != 64)
+PAGED = names(lambda m: m.paging)
+
+# Where QEMU's translator departs from the manuals, as cases name it.
+NO_LIMITS = 'it checks no segment limits or types on data accesses'

@@ -45,6 +45,7 @@ class Case:
         self.group, self.name, self.mode, self.code = group, name, mode, code
         self.fault, self.err, self.cr2 = fault, err, cr2
         self.trap = fault in (DB, BP, OF, NMI) or (isinstance(fault, int) and fault >= 0x20)
+        self.trap = self.trap and rip != '.insn'  # general detect is a fault
         self.rip = rip or ('.end' if fault is None or self.trap else '.insn')
         self.out, self.oseg, self.oflags, self.fmask = out or {}, oseg or {}, oflags, fmask
         self.flags = mode.flags | flags
@@ -346,8 +347,9 @@ def compare(cases, records, data, exact):
             p += size
         at += need
         done += 1
-        for text in check(c, record, result, dumps, exact):
-            failures.append(f'{c.title}: {text}')
+        wrong = check(c, record, result, dumps, exact)
+        if wrong:
+            failures.append(f'{c.title}: ' + '; '.join(wrong[:4]) + ('; …' if len(wrong) > 4 else ''))
     return done, failures
 
 
@@ -365,7 +367,7 @@ def run_cases(args, cases, directory):
     status, data, text = run(args, image, directory)
     done, failures = compare(cases, records, data, not args.qemu)
     if done < len(cases):
-        failures.append(f'{cases[done].title}: never reported (exit status {status}) {text.strip()}')
+        failures.append(f'{cases[done].title}: never reported (exit status {status}) {text.strip()[:args.text]}')
     elif status != 1:
         failures.append(f'the machine ended with status {status} instead of 1: {text.strip()}')
     return failures
@@ -407,6 +409,7 @@ def main():
     parser.add_argument('--keep', help='leave image and output there')
     parser.add_argument('--only', default='', help='cases whose title holds this text')
     parser.add_argument('--limit', type=int, default=60)
+    parser.add_argument('--text', type=int, default=200, help='how much of the messages to show')
     parser.add_argument('--crash-status', type=int, default=6)
     parser.add_argument('--list', action='store_true')
     parser.add_argument('group', nargs='+')

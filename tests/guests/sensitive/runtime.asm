@@ -121,6 +121,8 @@ prepare:
 .poked:
         lgdt [gdt_pointer]
         lidt [idt32_pointer]
+        mov ax, MON_TASK        ; a 16-bit TSS left by a case would keep long mode out
+        ltr ax
         xor eax, eax
         mov cr2, eax
         mov esi, [PARAM+P_SETUP]
@@ -406,6 +408,8 @@ collect:                        ; the result is complete but for the frame and t
         mov ds, ax
         mov ss, ax
         mov esp, MON_STACK
+        push dword 2            ; real mode leaves NT as it was
+        popfd
         mov eax, 0x11
         mov cr0, eax
         lgdt [gdt_pointer]
