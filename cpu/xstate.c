@@ -501,6 +501,13 @@ void op_xsetbv(struct vcpu *v, const struct insn *in)
 
 // ---- FXSAVE, FXRSTOR
 
+// Where AMD's processors look before they go through an image from its start: this decides which fault there is, and CR2.
+static void touch_byte(struct vcpu *v, const struct insn *in, uint64_t at, bool write)
+{
+    if (v->model->amd)
+        mmu_check(v, cpu_linear(v, in->sreg, at, 1, write), 1, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
+}
+
 static uint64_t fxsave_operand(struct vcpu *v, const struct insn *in, bool write)
 {
     if (!in->is_mem || v->s.cr0 & CR0_EM || !cpu_model_has(v->model, CPU_FXSR))
@@ -511,6 +518,7 @@ static uint64_t fxsave_operand(struct vcpu *v, const struct insn *in, bool write
     uint64_t la = cpu_linear(v, in->sreg, base, 512, write);
     if (la & 15)
         cpu_throw_error(v, EXC_GP, 0);
+    touch_byte(v, in, base + 511, write);
     mmu_check(v, la, 512, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
     return base;
 }
@@ -639,14 +647,13 @@ static void decode_env(const struct vcpu *v, const struct insn *in, const uint8_
     put(env + 20, 4, fdp);
 }
 
-// AMD's processors look at the first and the last byte before they go through the image: this decides CR2.
+// The first word of the environment and the last byte of all come first.
 static void touch_ends(struct vcpu *v, const struct insn *in, uint64_t base, unsigned size, bool write)
 {
-    unsigned acc = mmu_acc(v) | (write ? ACC_WRITE : ACC_READ);
-    if (!v->model->amd)
-        return;
-    mmu_check(v, cpu_linear(v, in->sreg, base, 1, write), 1, acc);
-    mmu_check(v, cpu_linear(v, in->sreg, base + size - 1, 1, write), 1, acc);
+    unsigned word = in->op_size == 2 ? 2 : 4;
+    if (v->model->amd)
+        mmu_check(v, cpu_linear(v, in->sreg, base, word, write), word, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
+    touch_byte(v, in, base + size - 1, write);
 }
 
 static void store_env(struct vcpu *v, const struct insn *in, bool with_registers)

@@ -46,6 +46,7 @@ extern const uint8_t host_of_guest[16];
 #define KEY_AVX512    0x00080000u
 #define KEY_ONE       0x00100000u // one instruction, every exit goes to the dispatcher (TF, interrupt shadow)
 #define KEY_BOUNCE    0x00200000u // with KEY_ONE: memory operands go through a bounce buffer
+#define KEY_TSD       0x00800000u // CR4.TSD at CPL > 0: RDTSC faults
 #define KEY_NOMERGE   0x00400000u // every access has its own check
 
 struct block;
@@ -195,6 +196,10 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t *ib_log[2];
     uint32_t ib_count[2];
 
+    // Pages code was fetched from since the last flush, non-global [0] and global [1], as a hashed set of bits: a flush
+    // of any other page concerns data only.
+    uint64_t code_pages[2][1024];
+    uint8_t context_of[256]; // by hash of key: 1 + index of the context found there last
     // code TLB: fetch translations
     struct { uint64_t page, gpa_page; uint8_t kind, global; } code_tlb[256];
 
@@ -208,7 +213,6 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     int fpu_saved;
     unsigned fault_vector;
     bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
-    int code_tlb_evicted; // a page was dropped from code_tlb while code may be linked to it
     void *alt_stack;
     int tid;
     struct dbt_counters n;
@@ -243,6 +247,8 @@ static inline void ras_reset(struct dbt *d) { d->ras_sp = d->ras_base; }
 void mode_update(struct dbt *d);
 struct code_page { uint64_t gpa; bool global; };
 struct code_page mode_fetch(struct dbt *d, uint64_t la); // throws #PF
+
+static inline unsigned code_page_bit(uint64_t page) { return (unsigned)(page ^ page >> 16 ^ page >> 32) & 0xffff; }
 
 // ---- stubs.c
 int stubs_create(struct dbt *d);

@@ -55,6 +55,7 @@ static bool accesses_memory(const struct ginsn *g)
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
     case ZYDIS_MNEMONIC_LEAVE: return true;
+    case ZYDIS_MNEMONIC_RDTSC: return true; // does arithmetic of ours
     default: return g->cls != CLASS_INLINE && mem_operand(g, &ea, &size, &rd, &wr);
     }
 }

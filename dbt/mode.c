@@ -39,9 +39,17 @@ static struct context *find_context(struct dbt *d, uint32_t key)
     bool code64 = (key & KEY_CODE_MASK) == KEY_CODE64;
     uint64_t base = code64 ? 0 : cs->base;
     uint32_t limit = code64 ? 0 : cs->limit;
+    uint8_t *last = &d->context_of[(key ^ key >> 8 ^ key >> 16) & 0xff];
+    if (*last && *last <= d->context_count) {
+        struct context *c = &d->contexts[*last - 1];
+        if (c->key == key && c->cs_base == base && c->cs_limit == limit)
+            return c;
+    }
     for (unsigned i = 0; i < d->context_count; i++)
-        if (d->contexts[i].key == key && d->contexts[i].cs_base == base && d->contexts[i].cs_limit == limit)
+        if (d->contexts[i].key == key && d->contexts[i].cs_base == base && d->contexts[i].cs_limit == limit) {
+            *last = (uint8_t)(i + 1);
             return &d->contexts[i];
+        }
     if (d->context_count == CONTEXTS) {
         // Forgetting them all would leave translated code that uses their tables: only a flush may do that.
         return NULL;
@@ -85,6 +93,7 @@ void mode_update(struct dbt *d)
     k |= s->cr0 & CR0_EM ? KEY_EM : 0;
     k |= s->cr0 & CR0_MP ? KEY_MP : 0;
     k |= s->cr4 & CR4_OSFXSR ? KEY_OSFXSR : 0;
+    k |= s->cr4 & CR4_TSD && s->cpl ? KEY_TSD : 0;
     if (s->cr4 & CR4_OSXSAVE) {
         k |= KEY_OSXSAVE;
         k |= (s->xcr0 & 6) == 6 ? KEY_AVX : 0;
@@ -117,8 +126,8 @@ struct code_page mode_fetch(struct dbt *d, uint64_t la)
     struct walk w = {0};
     uint32_t error;
     bool global = mmu_probe(v, la, ACC_EXEC | mmu_acc(v), &w, &error) && w.global;
-    if (d->code_tlb[i].kind)
-        d->code_tlb_evicted = 1;
+    unsigned bit = code_page_bit(page);
+    d->code_pages[global][bit >> 6] |= 1ull << (bit & 63);
     d->code_tlb[i].page = page;
     d->code_tlb[i].gpa_page = gpa & ~(PAGE_SIZE - 1);
     d->code_tlb[i].kind = (uint8_t)kind;

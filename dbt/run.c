@@ -57,7 +57,9 @@ static uint64_t next_code(struct dbt *d)
 {
     struct vcpu *v = d->v;
     d->n.dispatches++;
-    if (v->mode_gen == d->key_gen && !d->force && d->context &&
+    if (v->mode_gen != d->key_gen)
+        mode_update(d);
+    if (!d->force && d->context &&
         !(v->s.rflags & FL_TF || v->s.shadow & (SHADOW_STI | SHADOW_MOV_SS))) {
         unsigned i = v->s.rip & 0xffff;
         if (d->context->tag[i] == v->s.rip)
@@ -426,21 +428,22 @@ void engine_software_set_host(struct vcpu *v, struct engine_host host)
 static void on_page_flushed(void *opaque, uint64_t la)
 {
     struct dbt *d = opaque;
-    unsigned i = la >> PAGE_SHIFT & 255;
-    if (d->code_tlb[i].page != la >> PAGE_SHIFT || !d->code_tlb[i].kind) {
-        // Not fetched from since the last flush, unless another page took its place there.
-        if (!d->code_tlb_evicted)
-            return;
-    }
-    d->code_tlb[i].kind = 0;
-    cache_forget_far(d, true);
+    uint64_t page = la >> PAGE_SHIFT;
+    unsigned bit = code_page_bit(page);
+    bool global = d->code_pages[1][bit >> 6] >> (bit & 63) & 1;
+    if (!global && !(d->code_pages[0][bit >> 6] >> (bit & 63) & 1))
+        return;
+    if (d->code_tlb[page & 255].page == page)
+        d->code_tlb[page & 255].kind = 0;
+    cache_forget_far(d, global);
 }
 
 static void on_tlb_flushed(void *opaque, bool global)
 {
     struct dbt *d = opaque;
-    if (global)
-        d->code_tlb_evicted = 0;
+    for (unsigned g = 0; g <= (unsigned)global; g++)
+        for (unsigned i = 0; i < 1024; i++)
+            d->code_pages[g][i] = 0;
     for (unsigned i = 0; i < 256; i++)
         if (global || !d->code_tlb[i].global)
             d->code_tlb[i].kind = 0;

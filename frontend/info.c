@@ -18,6 +18,13 @@ void print_error(const char *text)
     funlockfile(stderr);
 }
 
+void print_error_about(const char *what, const char *word, const char *advice)
+{
+    char text[512];
+    snprintf(text, sizeof text, "%s: %.200s: %s", what, word, advice);
+    print_error(text);
+}
+
 static void print_brand(void)
 {
     unsigned words[13] = {0}, top, b, c, d;
@@ -51,7 +58,7 @@ static int level(void)
 int info_command(int argc, char *const argv[])
 {
     if (argc) {
-        fprintf(stderr, "gnomon: unexpected word: %s: gnomon info takes none\n", argv[0]);
+        print_error_about("unexpected word", argv[0], "gnomon info takes none");
         return EXIT_USAGE;
     }
     unsigned a, b, c, d;

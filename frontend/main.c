@@ -12,7 +12,7 @@ static int help_command(int argc, char *const argv[])
         return 0;
     }
     if (argc > 1 || !help_topic(stdout, argv[0])) {
-        fprintf(stderr, "gnomon: no such topic: %s: gnomon help lists them\n", argv[argc - 1]);
+        print_error_about("no such topic", argv[argc - 1], "gnomon help lists them");
         return EXIT_USAGE;
     }
     return 0;
@@ -50,7 +50,7 @@ static int dispatch(int argc, char *const argv[])
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name))
             return commands[i].main(argc - 2, argv + 2);
-    fprintf(stderr, "gnomon: unknown command: %s: the first word is run, info or help\n", argv[1]);
+    print_error_about("unknown command", argv[1], "the first word is run, info or help");
     return EXIT_USAGE;
 }
 

@@ -258,7 +258,7 @@ static int run_machine(struct run *r, char *error)
 destroy:
     machine_destroy(r->machine);
 close:
-    trace_close(&r->trace);
+    trace_close(&r->trace, failed);
     close_back_ends(r, failed);
     return status;
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SIZE])
 {
@@ -10,7 +11,16 @@ int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SI
     t->categories = o->trace;
     if (!o->trace)
         return 0;
-    t->f = o->trace_file ? fopen(o->trace_file, "we") : stderr;
+    t->path = NULL;
+    if (!o->trace_file) {
+        t->f = stderr;
+        return 0;
+    }
+    t->f = fopen(o->trace_file, "wxe");
+    if (t->f)
+        t->path = o->trace_file;
+    else
+        t->f = fopen(o->trace_file, "we");
     if (!t->f) {
         int e = errno;
         snprintf(error, ERROR_SIZE, "can't write the trace file (%s): %.200s: name a file you may write",
@@ -20,10 +30,12 @@ int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SI
     return 0;
 }
 
-void trace_close(struct trace *t)
+void trace_close(struct trace *t, bool failed)
 {
     if (t->f && t->f != stderr)
         fclose(t->f);
+    if (t->f && t->path && failed)
+        unlink(t->path);
     t->f = NULL;
 }
 

@@ -7,11 +7,13 @@
 
 struct trace {
     FILE *f;             // null: nothing is traced
+    const char *path;    // of the file, if it was not there before; the options' own
     unsigned categories; // LOG_*
 };
 // Returns 0 or -errno with a line in error.
 int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SIZE]);
-void trace_close(struct trace *t);
+// failed: the machine never ran, so a file made by trace_open() goes too.
+void trace_close(struct trace *t, bool failed);
 void trace_cpu(struct trace *t, const char *what, uint64_t a, uint64_t b);
 void trace_io(struct trace *t, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value);
 

@@ -485,6 +485,10 @@ static bool attempt(struct encoder *e, struct rng *r, uint32_t index, struct ins
     if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&e->decoder, bytes, 15, &i, ops)) ||
         form_key(&i, ops, f->opcode) != f->key)
         return false;
+    // Zen 4 forgets what CALL, PUSH and POP have just added to RSP when an EVEX instruction reads it.
+    for (unsigned k = 0; f->encoding == ENC_EVEX && e->in_sequence && k < i.operand_count; k++)
+        if (ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_number(ops[k].reg.value) == RSP_NUMBER)
+            return false;
     *x = (struct instance){.form = index, .length = i.length, .index_vector = -1};
     memcpy(x->bytes, bytes, i.length);
     note_writes(&i, ops, x);

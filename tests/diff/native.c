@@ -16,6 +16,7 @@
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -42,6 +43,7 @@ struct native_fault {
     uint32_t error;
     uint64_t address, rip;
     uint32_t xsave_size;      // bytes of the signal frame's XSAVE area that matter
+    uint64_t run, run_seen;   // number of the run, and what it was at the last tick
     bool armed;               // code under test is running: a signal is its exception
     struct sigaction old[32]; // handlers of the translator, which gets the signals that are not ours
 };
@@ -65,8 +67,26 @@ static uint64_t *frame_word(unsigned offset)
 }
 
 // FS may still be the code's: no stack protector before it is the C library's again.
-__attribute__((optimize("no-stack-protector"))) static void on_signal(int signal_number, siginfo_t *info,
-                                                                       void *context)
+__attribute__((no_stack_protector)) static void on_tick(int signal_number)
+{
+    uint64_t fs = 0;
+    bool segments = *frame_word(FRAME_SEGMENTS);
+    if (segments)
+        __asm__ volatile("rdfsbase %0; wrfsbase %1" : "=&r"(fs) : "r"(*frame_word(FRAME_HOST_FS)));
+    __asm__ volatile("pushfq; andl $~0x40400, (%%rsp); popfq" ::: "cc", "memory");
+    struct native_fault *f = native_fault();
+    if (f->armed && f->run == f->run_seen) {
+        f->armed = false;
+        f->vector = VECTOR_HANG;
+        native_resume();
+    }
+    f->run_seen = f->run;
+    if (segments)
+        __asm__ volatile("wrfsbase %0" ::"r"(fs));
+    (void)signal_number;
+}
+
+__attribute__((no_stack_protector)) static void on_signal(int signal_number, siginfo_t *info, void *context)
 {
     if (*frame_word(FRAME_SEGMENTS))
         __asm__ volatile("wrfsbase %0" ::"r"(*frame_word(FRAME_HOST_FS)));
@@ -211,7 +231,10 @@ static bool install_handlers(struct native *n)
             return false;
     }
     n->handlers = true;
-    return true;
+    // A case that does not end is found by its time.
+    struct sigaction tick = {.sa_handler = on_tick, .sa_flags = SA_ONSTACK | SA_NODEFER};
+    struct itimerval second = {{1, 0}, {1, 0}};
+    return sigaction(SIGVTALRM, &tick, NULL) == 0 && setitimer(ITIMER_VIRTUAL, &second, NULL) == 0;
 }
 
 static uint32_t write_exit(enum diff_mode mode, uint8_t *slot)
@@ -266,6 +289,7 @@ int native_run(struct native *n, const struct diff_code *code, const struct diff
     *frame_word(FRAME_DATA_SEL) = code->mode == MODE16 ? DATA16_SEL : USER_DS;
 
     struct native_fault *f = native_fault();
+    f->run++;
     f->vector = VECTOR_NONE;
     f->error = 0;
     f->address = f->rip = 0;
@@ -362,6 +386,10 @@ void native_destroy(struct native *n)
 {
     if (!n)
         return;
+    if (n->handlers) {
+        setitimer(ITIMER_VIRTUAL, &(struct itimerval){0}, NULL);
+        signal(SIGVTALRM, SIG_IGN);
+    }
     for (unsigned i = 0; n->handlers && i < sizeof signals / sizeof *signals; i++)
         sigaction(signals[i], &native_fault()->old[signals[i] & 31], NULL);
     munmap((void *)(uintptr_t)CODE_BASE, CODE_SIZE);

@@ -48,12 +48,15 @@ static void plant_bug(const struct form_table *t, const struct diff_case *c, con
         }
 }
 
-// Real mode has no page faults, and exceptions need a stack that does not wrap.
+// An endless loop says nothing. Real mode has no page faults, and exceptions need a stack.
 static bool comparable(const struct diff_code *code, const struct diff_state *native)
 {
+    if (native->vector == VECTOR_HANG)
+        return false;
     if (code->world != WORLD_REAL || native->vector == VECTOR_NONE)
         return true;
-    return native->vector != 14 && (native->gpr[RSP_NUMBER] & 0xffff) >= 16;
+    uint32_t sp = native->gpr[RSP_NUMBER] & 0xffff;
+    return native->vector != 14 && sp >= 6 && mem_index(ARENA_BASE + sp - 6) >= 0 && mem_index(ARENA_BASE + sp - 1) >= 0;
 }
 
 static void take_spoilt(const struct diff_state *a, struct diff_state *b)

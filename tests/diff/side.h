@@ -73,6 +73,7 @@ struct diff_fpu {
 #define RSP_NUMBER 4
 
 #define VECTOR_NONE (-1) // the code ran to its end
+#define VECTOR_HANG (-2) // the native side gave up waiting for that
 
 struct diff_state {
     uint64_t gpr[16];

@@ -93,10 +93,13 @@ def assembly(cases):
     lines = ['%include "layout.inc"', 'default abs', 'org 0']
     for i, c in enumerate(cases):
         p = f'c{i}'
+        def local(text, p=p):  # labels of the code, seen from elsewhere
+            return text.replace('A(.', f'A({p}.')
+
         lines += [f'%define A(x) ((x) - {p} + SLOT)', 'bits 32', f'{p}_record:',
                   f'dd {p}_finish - {p}_record, A({p}.insn), A({p}.end), A({p}{c.rip})'
                   if c.rip.startswith('.') else
-                  f'dd {p}_finish - {p}_record, A({p}.insn), A({p}.end), {c.rip}',
+                  f'dd {p}_finish - {p}_record, A({p}.insn), A({p}.end), ' + local(c.rip),
                   f'db {c.mode.kind}, {c.mode.paging}',
                   f'dw {1 if c.steps is not None else 0}',
                   f'dd {c.flags:#x}, {c.cr0:#x}, {c.cr4:#x}, {c.efer:#x}, {c.cr3:#x}',
@@ -114,9 +117,6 @@ def assembly(cases):
         else:
             lines[-1:] = ['.insn:', before]
         lines += ['.end: ud2', f'{p}_code_end:', 'bits 32', f'{p}_setup:', c.setup, f'{p}_setup_end:', f'{p}_pokes:']
-
-        def local(text):  # labels of the code, seen from elsewhere
-            return text.replace('A(.', f'A({p}.')
 
         for j, (at, data) in enumerate(c.poke.items()):
             lines += [f'dd {at}, {p}_poke{j}_end - {p}_poke{j}', f'{p}_poke{j}: {local(data)}', f'{p}_poke{j}_end:']
@@ -378,6 +378,12 @@ def run_group(args, group, directory):
     module = importlib.import_module('cases_' + group)
     t = Table(group, vendor)
     module.cases(t)
+    for text, modes, why in getattr(module, 'QEMU_DIFFERS', []):
+        hits = [c for c in t.cases if text in c.name and (not modes or c.mode.name in modes.split())]
+        if not hits:
+            sys.exit(f'{group}: QEMU_DIFFERS names no case: {text}')
+        for c in hits:
+            c.qemu = why
     cases = [c for c in t.cases if args.only in c.title and not (args.qemu and c.qemu)]
     if args.list:
         print('\n'.join(c.title for c in cases))
