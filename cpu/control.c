@@ -129,6 +129,8 @@ void cpu_set_cr4(struct vcpu *v, uint64_t value)
     s->cr4 = value;
     if (changed)
         v->mode_gen++;
+    if (changed & CR4_DE)
+        cpu_debug_update(v);
     if (changed & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_SMEP | CR4_SMAP | CR4_PCIDE))
         mmu_flush_all(v, true);
 }
@@ -243,8 +245,10 @@ void op_mov_to_dr(struct vcpu *v, const struct insn *in)
         value = (value & DR7_WRITABLE) | DR7_ONE;
     if (v->s.dr[n] != value) {
         v->s.dr[n] = value;
-        if (n != 6)
+        if (n != 6) {
             v->mode_gen++;
+            cpu_debug_update(v);
+        }
     }
     advance(v, in);
 }

@@ -56,6 +56,7 @@ struct cpu_event { // the exception being thrown or delivered
     uint8_t vector;
     uint8_t has_error;
     uint8_t soft; // INT n, INT3, INTO: DPL check, return address is the next instruction
+    uint8_t breakpoint; // #DB of an instruction breakpoint: a fault
     uint32_t error;
     uint64_t cr2;
 };
@@ -74,6 +75,9 @@ struct vcpu {
     struct cpu_event event;
     void *throw_buf[5]; // __builtin_setjmp buffer of the engine's run loop: where cpu_throw() goes
     bool pic_intr;      // level of the 8259's INTR pin
+    // Breakpoints by number, as cpu_debug_update() found them: armed on code, on data, on ports; and those hit by the
+    // instruction being executed, which become a trap when it has completed.
+    uint8_t watch_code, watch_data, watch_io, debug_hits;
     void *engine;       // private to the engine
 };
 
@@ -94,6 +98,7 @@ static inline unsigned cpu_iopl(const struct vcpu *v) { return (v->s.rflags >> 1
 _Noreturn void cpu_throw(struct vcpu *v, unsigned vector);                     // no error code
 _Noreturn void cpu_throw_error(struct vcpu *v, unsigned vector, uint32_t error);
 _Noreturn void cpu_throw_page_fault(struct vcpu *v, uint64_t la, uint32_t error);
+_Noreturn void cpu_throw_breakpoint(struct vcpu *v); // #DB of an instruction breakpoint
 
 // ---- events (cpu/event.c). All of them may throw; the engine's loop then delivers what was thrown.
 // Delivers v->event through the IDT in every mode. Contributory faults become #DF, a fault during #DF sets
@@ -107,8 +112,20 @@ bool cpu_interruptible(const struct vcpu *v);
 // Takes the highest pending event if it can be taken now: NMI, LAPIC vector, PIC (ExtINT). Returns whether one was
 // delivered. Wakes a halted CPU. Clears requests it has answered.
 bool cpu_take_pending(struct vcpu *v);
-// The single-step trap after an instruction that ran with TF set.
-void cpu_single_step_trap(struct vcpu *v);
+// The trap after an instruction that hit data or I/O breakpoints or (`step`) ran with TF set.
+void cpu_debug_trap(struct vcpu *v, bool step);
+
+// ---- breakpoints (cpu/debug.c)
+// Works out which are armed. After every change of DR0-DR3, DR7 and CR4.DE.
+void cpu_debug_update(struct vcpu *v);
+// Whether a data breakpoint lies in the page of `la`: then the TLB must not hold it.
+bool cpu_watches_page(const struct vcpu *v, uint64_t la);
+// The data breakpoints that an access to [la, la + size) hits. The caller adds them to v->debug_hits when it is made.
+unsigned cpu_watch_hits(const struct vcpu *v, uint64_t la, unsigned size, bool write);
+void cpu_watch_port(struct vcpu *v, uint16_t port, unsigned size); // the same for a port; adds them
+// Before the instruction at `la` while v->watch_code is not 0: throws #DB for a breakpoint there unless RF is set.
+// Returns whether code of this page must be asked about instruction by instruction.
+bool cpu_debug_fetch(struct vcpu *v, uint64_t la);
 
 // ---- segments and memory operands (cpu/segment.c, cpu/operand.c)
 // Linear address of [sreg:offset, size bytes], with limit, type and canonical checks of the current mode; throws

@@ -15,7 +15,7 @@ struct engine_ops {
     enum engine_stop (*run)(struct vcpu *v);
     // Makes run() look at v->requests soon. Callable from any thread or signal handler.
     // The software engine does it by SIGRTMIN; a POSIX timer that sends this signal (si_code SI_TIMER) to the thread sets
-    // REQ_TIMER as well.
+    // REQ_TIMER as well, and so does one from another process.
     void (*kick)(struct vcpu *v);
     void (*detach)(struct vcpu *v);
 };
@@ -26,6 +26,8 @@ extern const struct engine_ops engine_software;
 struct engine_host {
     void (*idle)(void *opaque);       // HLT with nothing pending: sleep until a request is set
     void (*run_timers)(void *opaque); // answer REQ_TIMER
+    // A fault of ours, one line that says where; does not return. Null: it goes to standard error.
+    void (*died)(void *opaque, const char *line);
     void *opaque;
 };
 void engine_software_set_host(struct vcpu *v, struct engine_host host);
@@ -36,3 +38,6 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
 // Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them; costs
 // speed (docs/decisions/002-dead-flags.md). Before the first run.
 void engine_software_exact_flags(struct vcpu *v, bool exact);
+// Counts the guest instructions executed, by blocks entered, as guest_instructions_executed; costs speed. Before the first
+// run, or before any block was made.
+void engine_software_count_executed(struct vcpu *v, bool count);

@@ -177,12 +177,12 @@ static void enter_protected(struct vcpu *v, unsigned vector, enum event_kind kin
 }
 
 // The fault class pushes RF = 1 so that the handler's IRET resumes past an instruction breakpoint; of debug
-// exceptions only general detect is of that class (SDM 3B 17.3.1.1).
+// exceptions instruction breakpoints and general detect are of that class (SDM 3B 17.3.1.1).
 static bool pushes_rf(const struct vcpu *v, unsigned vector, enum event_kind kind)
 {
     if (kind != EVENT_FAULT)
         return false;
-    return vector != EXC_DB || ((v->s.dr[6] & DR6_BD) && (v->s.dr[7] & DR7_GD));
+    return vector != EXC_DB || v->event.breakpoint || ((v->s.dr[6] & DR6_BD) && (v->s.dr[7] & DR7_GD));
 }
 
 void event_enter(struct vcpu *v, unsigned vector, enum event_kind kind, bool has_error, uint32_t error,
@@ -282,13 +282,6 @@ void cpu_nmi(struct vcpu *v)
 {
     v->s.shadow |= SHADOW_NMI;
     cpu_interrupt(v, EXC_NMI);
-}
-
-void cpu_single_step_trap(struct vcpu *v)
-{
-    v->s.dr[6] |= DR6_BS;
-    v->event = (struct cpu_event){.vector = EXC_DB};
-    cpu_deliver(v);
 }
 
 // ---- pending events

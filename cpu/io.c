@@ -49,6 +49,7 @@ void op_in(struct vcpu *v, const struct insn *in)
     uint16_t port = port_number(v, in);
     check_port(v, port, size);
     write_accumulator(v, size, v->exits.port_read(v->exits.opaque, port, size));
+    cpu_watch_port(v, port, size);
     advance(v, in);
 }
 
@@ -58,6 +59,7 @@ void op_out(struct vcpu *v, const struct insn *in)
     uint16_t port = port_number(v, in);
     check_port(v, port, size);
     v->exits.port_write(v->exits.opaque, port, size, (uint32_t)gpr_read(v, RAX, size));
+    cpu_watch_port(v, port, size);
     advance(v, in);
 }
 
@@ -105,15 +107,17 @@ static void repeat(struct vcpu *v, const struct insn *in,
     check_port(v, port, size);
     if (!in->rep) {
         once(v, in, port, size);
+        cpu_watch_port(v, port, size);
         advance(v, in);
         return;
     }
     while (v->s.gpr[RCX] & address_mask(in)) {
         once(v, in, port, size);
+        cpu_watch_port(v, port, size);
         gpr_write(v, RCX, in->addr_size, (v->s.gpr[RCX] - 1) & address_mask(in));
         if (!(v->s.gpr[RCX] & address_mask(in)))
             break;
-        if (v->s.rflags & FL_TF || __atomic_load_n(&v->requests, __ATOMIC_ACQUIRE))
+        if (v->s.rflags & FL_TF || v->debug_hits || __atomic_load_n(&v->requests, __ATOMIC_ACQUIRE))
             return;
     }
     advance(v, in);

@@ -95,7 +95,6 @@ enum cpuid_register { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
     X(AVX512_VPOPCNTDQ, "avx512_vpopcntdq", 7, 0, ECX, 14, HOST, FEAT_NATIVE, AVX512F)                       \
     X(RDPID, "rdpid", 7, 0, ECX, 22, V2, FEAT_SOFT, FPU)                                                     \
     X(MOVDIRI, "movdiri", 7, 0, ECX, 27, HOST, FEAT_NATIVE, FPU)                                             \
-    X(MOVDIR64B, "movdir64b", 7, 0, ECX, 28, HOST, FEAT_NATIVE, FPU)                                         \
     X(FSRM, "fsrm", 7, 0, EDX, 4, V2, FEAT_NATIVE, ERMS)                                                     \
     X(AVX512_VP2INTERSECT, "avx512_vp2intersect", 7, 0, EDX, 8, HOST, FEAT_NATIVE, AVX512F)                  \
     X(SERIALIZE, "serialize", 7, 0, EDX, 14, HOST, FEAT_NATIVE, FPU)                                         \

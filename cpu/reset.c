@@ -44,6 +44,7 @@ void cpu_reset(struct vcpu *v)
     s->cr0 = CR0_CD | CR0_NW | CR0_ET;
     s->dr[6] = 0xffff0ff0;
     s->dr[7] = 0x400;
+    v->watch_code = v->watch_data = v->watch_io = v->debug_hits = 0;
     s->apic_base = v->id ? APIC_BASE_RESET & ~0x100ull : APIC_BASE_RESET;
     s->pat = PAT_RESET;
     s->misc_enable = 1; // fast strings

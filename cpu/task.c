@@ -204,6 +204,7 @@ static void commit_task(struct vcpu *v, const struct segment *tss, const struct 
     s->tr.attr |= SEG_TYPE_W; // the busy bit
     s->cr0 |= CR0_TS;
     s->dr[7] &= ~(uint64_t)DR7_LOCAL;
+    cpu_debug_update(v);
     s->rip = t->eip;
     cpu_set_rflags(v, flags);
     for (unsigned i = 0; i < 8; i++)

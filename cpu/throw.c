@@ -24,3 +24,9 @@ _Noreturn void cpu_throw_page_fault(struct vcpu *v, uint64_t la, uint32_t error)
     v->event = (struct cpu_event){.vector = EXC_PF, .has_error = 1, .error = error, .cr2 = la};
     leave(v);
 }
+
+_Noreturn void cpu_throw_breakpoint(struct vcpu *v)
+{
+    v->event = (struct cpu_event){.vector = EXC_DB, .breakpoint = 1};
+    leave(v);
+}

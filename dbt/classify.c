@@ -39,7 +39,7 @@ static const struct rule rules[] = {
     S(VMREAD, UD), S(VMWRITE, UD), S(VMFUNC, UD), S(VMRUN, UD), S(VMLOAD, UD), S(VMSAVE, UD), S(STGI, UD), S(CLGI, UD),
     S(SKINIT, UD), S(INVEPT, UD), S(INVVPID, UD), S(INVLPGA, UD), S(GETSEC, UD), S(ENCLS, UD), S(ENCLU, UD), S(MONITORX, UD),
     S(MWAITX, UD), S(CLZERO, UD), S(XBEGIN, UD), S(XEND, UD), S(XABORT, UD), S(XTEST, UD), S(UMONITOR, UD), S(UMWAIT, UD),
-    S(TPAUSE, UD), S(MOVDIR64B, UD), S(MOVDIRI, UD), S(ENQCMD, UD), S(ENQCMDS, UD), S(PCONFIG, UD), S(SERIALIZE, UD),
+    S(TPAUSE, UD), S(MOVDIR64B, UD), S(ENQCMD, UD), S(ENQCMDS, UD), S(PCONFIG, UD),
     S(RDPRU, UD), S(MCOMMIT, UD), S(INVLPGB, UD), S(TLBSYNC, UD), S(CLUI, UD), S(STUI, UD), S(TESTUI, UD), S(UIRET, UD),
     S(SENDUIPI, UD), S(PTWRITE, UD),
     G(VPGATHERDD), G(VPGATHERDQ), G(VPGATHERQD), G(VPGATHERQQ), G(VGATHERDPS), G(VGATHERDPD), G(VGATHERQPS), G(VGATHERQPD),
@@ -223,6 +223,8 @@ void classify(struct translation *t, struct ginsn *g)
     if (g->cls == CLASS_PLAIN && (!offered((ZydisISAExt)z->meta.isa_ext) || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
                                   z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW ||
                                   z->encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX))
+        sensitive(g, OP_UD);
+    if (!feature_offered(t, g))
         sensitive(g, OP_UD);
     if (g->cls == CLASS_SENSITIVE && can_inline(t, g))
         g->cls = CLASS_INLINE;

@@ -27,27 +27,45 @@ static void stack_adjust(struct translation *t, int32_t n)
     }
 }
 
-static void store_sized(struct translation *t, unsigned size, unsigned src) // mov [t1], src
+// ModRM of the operand mem_begin() left: [t1 + base + disp] in a checked group, else [t1] (mem_settle()).
+static void operand_modrm(struct translation *t, unsigned reg)
+{
+    if (t->based)
+        a_mem(&t->a, reg, T1, (int)t->based_on, 1, t->based_disp);
+    else
+        a_modrm(&t->a, 0, reg, T1);
+}
+
+static unsigned operand_index(const struct translation *t) { return t->based ? t->based_on : 0; }
+
+// Makes the operand addressable by operand_modrm() with T0 free.
+static void mem_settle(struct translation *t)
+{
+    if (!t->based || t->based_on == T0)
+        mem_combine(t);
+}
+
+static void store_sized(struct translation *t, unsigned size, unsigned src) // mov [operand], src
 {
     struct asm_buf *a = &t->a;
     if (size == 2)
         a8(a, 0x66);
-    a_rex(a, size, src, 0, T1, 0);
+    a_rex(a, size, src, operand_index(t), T1, 0);
     a8(a, 0x89);
-    a_modrm(a, 0, src, T1);
+    operand_modrm(t, src);
 }
 
-static void load_sized(struct translation *t, unsigned size, unsigned dst) // dst = zero-extended [t1]
+static void load_sized(struct translation *t, unsigned size, unsigned dst) // dst = zero-extended [operand]
 {
     struct asm_buf *a = &t->a;
     if (size == 2) {
-        a_rex(a, 4, dst, 0, T1, 0);
+        a_rex(a, 4, dst, operand_index(t), T1, 0);
         a_bytes(a, "\x0f\xb7", 2);
     } else {
-        a_rex(a, size, dst, 0, T1, 0);
+        a_rex(a, size, dst, operand_index(t), T1, 0);
         a8(a, 0x8b);
     }
-    a_modrm(a, 0, dst, T1);
+    operand_modrm(t, dst);
 }
 
 enum { PUSH_REG, PUSH_IMM, PUSH_TMP };
@@ -57,13 +75,13 @@ static void emit_push(struct translation *t, unsigned size, int kind, uint64_t v
     struct asm_buf *a = &t->a;
     struct ea ea = stack_ea(t, -(int64_t)size);
     mem_begin(t, &ea, size, true, false);
-    mem_combine(t);
+    mem_settle(t);
     if (kind == PUSH_REG)
         store_sized(t, size, guest_in(t, (unsigned)value, T0));
     else if (kind == PUSH_IMM && (int64_t)value == (int32_t)value && size == 8) {
-        a_rex(a, 8, 0, 0, T1, 0);
+        a_rex(a, 8, 0, operand_index(t), T1, 0);
         a8(a, 0xc7);
-        a_modrm(a, 0, 0, T1);
+        operand_modrm(t, 0);
         a32(a, (uint32_t)value);
     } else {
         if (kind == PUSH_IMM)
@@ -75,13 +93,13 @@ static void emit_push(struct translation *t, unsigned size, int kind, uint64_t v
     stack_adjust(t, -(int32_t)size);
 }
 
-// T0 = value popped (zero-extended); RSP is not changed yet.
-static void emit_peek_stack(struct translation *t, unsigned size)
+// dst = value popped (zero-extended); RSP is not changed yet.
+static void emit_peek_stack(struct translation *t, unsigned size, unsigned dst)
 {
     struct ea ea = stack_ea(t, 0);
     mem_begin(t, &ea, size, false, false);
-    mem_combine(t);
-    load_sized(t, size, T0);
+    mem_settle(t);
+    load_sized(t, size, dst);
 }
 
 static bool one(const struct translation *t) { return t->key & KEY_ONE; }
@@ -230,7 +248,7 @@ static void emit_ret(struct translation *t, struct ginsn *g)
     if (t->code_size == 8)
         size = 8;
     int32_t extra = g->z.raw.imm[0].size ? (int32_t)(g->z.raw.imm[0].value.u & 0xffff) : 0;
-    emit_peek_stack(t, size);
+    emit_peek_stack(t, size, T0);
     stack_adjust(t, (int32_t)size + extra);
     if (one(t)) {
         emit_exit_indirect(t);
@@ -378,9 +396,15 @@ static void emit_pop_insn(struct translation *t, struct ginsn *g)
     unsigned size = g->z.operand_width / 8u;
     if (t->code_size == 8 && size == 4)
         size = 8;
-    emit_peek_stack(t, size);
-    if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
-        unsigned r = g->z.opcode == 0x8f ? insn_fields(g).rm : insn_fields(g).opreg;
+    bool to_register = g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER;
+    unsigned r = g->z.opcode == 0x8f ? insn_fields(g).rm : insn_fields(g).opreg;
+    if (to_register && size == 8 && host_reg(r) != HOMED && r != RSP) {
+        emit_peek_stack(t, size, host_reg(r));
+        stack_adjust(t, (int32_t)size);
+        return;
+    }
+    emit_peek_stack(t, size, T0);
+    if (to_register) {
         stack_adjust(t, (int32_t)size); // uses T1 only
         assign_sized(t, size, r);       // POP RSP: the popped value wins
         return;

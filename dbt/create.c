@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include "cpu/model.h"
 #include "dbt/internal.h"
 
 // Their layout is dbt/masked.c's.
@@ -37,15 +38,9 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
         err = signal_attach(d);
     if (err)
         return err;
-    ZydisDecoderInit(&d->tr->decoder[0], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
-    ZydisDecoderInit(&d->tr->decoder[1], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
-    ZydisDecoderInit(&d->tr->decoder[2], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-    for (unsigned i = 0; i < 3; i++) { // encodings that are reserved NOPs for a processor without these
-        static const ZydisDecoderMode off[] = {ZYDIS_DECODER_MODE_MPX, ZYDIS_DECODER_MODE_CET, ZYDIS_DECODER_MODE_CLDEMOTE};
-        for (unsigned m = 0; m < sizeof off / sizeof off[0]; m++)
-            ZydisDecoderEnableMode(&d->tr->decoder[i], off[m], ZYAN_FALSE);
-    }
+    decoders_init(d->tr, v->model);
     classify_init(d->tr);
+    features_init(d->tr, v->model);
     d->tr->sha_unaligned = host_is_amd();
     gather_layout(&d->layout);
     d->key_gen = v->mode_gen - 1;

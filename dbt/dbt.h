@@ -143,6 +143,8 @@ struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_steps, flushes, invalidations;
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
+    uint64_t steps, services, segment_checks, faults;
+    uint64_t executed; // guest instructions, if they are counted
     uint64_t op_count[OP_COUNT];
 };
 
@@ -212,9 +214,10 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     int restart;     // thrown to leave an instruction that is to be run again, not for a fault
     int fpu_saved;
     unsigned fault_vector;
+    bool count_executed; // each block counts its instructions as it is entered
     bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
     void *alt_stack;
-    int tid;
+    int tid, pid;
     struct dbt_counters n;
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);

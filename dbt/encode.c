@@ -457,6 +457,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
                 a_store_abs(a, 8, DBT(t, tmp), scratch_host[s]);
             }
             taken |= 1u << scratch_host[s];
+            if (scratch_host[s] == T1)
+                t->t1_group = -1;
             if (scratch_read[s])
                 load_guest(t, scratch_host[s], scratch_guest[s]);
         }

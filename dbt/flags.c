@@ -70,6 +70,7 @@ void flags_park(struct translation *t)
 {
     struct asm_buf *a = &t->a;
     a_mov_rr(a, 8, T1, H_AX);
+    t->t1_group = -1;
     a8(a, 0x9f);                   // lahf
     a_bytes(a, "\x0f\x90\xc0", 3); // seto al
     a_store_abs(a, 4, DBT(t, parked), H_AX); // as wide as it is loaded, or the load would wait for the store
@@ -81,6 +82,7 @@ void flags_unpark(struct translation *t)
 {
     struct asm_buf *a = &t->a;
     a_mov_rr(a, 8, T1, H_AX);
+    t->t1_group = -1;
     a_load_abs(a, 4, H_AX, DBT(t, parked));
     a_bytes(a, "\x04\x7f", 2); // add al, 127
     a8(a, 0x9e);               // sahf

@@ -66,6 +66,7 @@ struct translation {
     uint32_t key;
     unsigned code_size; // 2, 4, 8
     ZydisDecoder decoder[3];
+    bool has_set[ZYDIS_ISA_SET_MAX_VALUE + 1]; // features.c: instruction sets the guest's model has
     uint16_t rule_of[ZYDIS_MNEMONIC_MAX_VALUE + 1]; // classify.c: 1 + index of the mnemonic's rule, 0: none
     struct ginsn insn[MAX_INSNS];
     unsigned count;
@@ -82,6 +83,7 @@ struct translation {
     struct merge_access access[MAX_INSNS][2];
     uint8_t access_count[MAX_INSNS];
     unsigned current, nth; // instruction being emitted, and how many of its accesses have been
+    int t1_group;          // the group whose delta T1 holds, -1: none
     bool based;            // the operand at hand is [T1 + based_on + based_disp] instead of [T1 + T0]
     unsigned based_on;
     int32_t based_disp;
@@ -144,6 +146,11 @@ uint64_t branch_target(const struct translation *t, const struct ginsn *g); // o
 void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
 void emit_exit_indirect(struct translation *t);           // T0 = RIP
 void emit_nothing(struct translation *t, struct ginsn *g);
+
+// ---- features.c
+void decoders_init(struct translation *t, const struct cpu_model *m);
+void features_init(struct translation *t, const struct cpu_model *m);
+bool feature_offered(const struct translation *t, const struct ginsn *g); // or #UD
 
 // ---- classify.c
 void classify_init(struct translation *t);

@@ -130,7 +130,9 @@ struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool 
 static void mem_checked(struct translation *t, const struct merge_group *g, const struct ea *ea)
 {
     struct asm_buf *a = &t->a;
-    a_load_abs(a, 8, T1, DBT(t, delta[g - t->group]));
+    if (t->t1_group != g - t->group)
+        a_load_abs(a, 8, T1, DBT(t, delta[g - t->group]));
+    t->t1_group = (int)(g - t->group);
     t->based = true;
     t->based_on = guest_in(t, (unsigned)ea->base, T0);
     t->based_disp = (int32_t)ea->disp;
@@ -148,6 +150,7 @@ static void mem_keep_delta(struct translation *t, struct merge_group *g, const s
     a_lea(a, 8, T1, T1, T0, 1, (int32_t)(1 - first)); // host - (base + first)
     a_store_abs(a, 8, DBT(t, delta[g - t->group]), T1);
     g->checked = true;
+    t->t1_group = (int)(g - t->group);
     t->based = true;
     t->based_on = guest_in(t, (unsigned)ea->base, T0);
     t->based_disp = (int32_t)ea->disp;
@@ -166,6 +169,7 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
         mem_checked(t, group, ea);
         return;
     }
+    t->t1_group = -1;
     if (group) {
         range = *ea;
         range.disp = group->min - offset;
@@ -232,6 +236,7 @@ void mem_combine(struct translation *t)
     else
         a_lea(&t->a, 8, T1, T1, T0, 1, 0);
     t->based = false;
+    t->t1_group = -1;
 }
 
 void mem_cold(struct translation *t)

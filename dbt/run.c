@@ -43,6 +43,8 @@ static struct block *next_block(struct dbt *d)
         key |= KEY_ONE;
     bool code64 = (key & KEY_CODE_MASK) == KEY_CODE64;
     uint64_t la = code64 ? v->s.rip : (uint32_t)(v->s.rip + v->s.seg[SEG_CS].base);
+    if (__builtin_expect(v->watch_code, 0) && cpu_debug_fetch(v, la))
+        key |= KEY_ONE; // and no way in from elsewhere: such blocks are not linked
     struct code_page page = mode_fetch(d, la);
     struct block *b = cache_find(d, v->s.rip, page.gpa, key);
     if (!b) {
@@ -92,16 +94,24 @@ uint64_t run_indirect(struct dbt *d, uint64_t rip)
     return next_code(d);
 }
 
+// What an instruction that has completed leaves to be trapped: single step, and breakpoints it hit. MOV SS and POP SS
+// put it off until the next one has completed (SDM 3A 6.8.3).
+static inline void debug_traps(struct vcpu *v, bool tf)
+{
+    if (__builtin_expect(tf | v->debug_hits, 0) && !(v->s.shadow & SHADOW_MOV_SS))
+        cpu_debug_trap(v, tf);
+}
+
 // One instruction has completed in a block of its own.
 uint64_t run_step(struct dbt *d, uint64_t rip)
 {
     struct vcpu *v = d->v;
+    d->n.steps++;
     v->s.rip = rip;
     d->force = 0;
     v->s.shadow &= SHADOW_NMI;
     v->s.rflags &= ~(uint64_t)FL_RF;
-    if (v->s.rflags & FL_TF)
-        cpu_single_step_trap(v);
+    debug_traps(v, v->s.rflags & FL_TF);
     return next_code(d);
 }
 
@@ -134,9 +144,9 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     insn_table[s->in.op](v, &s->in);
     if (__builtin_expect(shadow & (SHADOW_STI | SHADOW_MOV_SS), 0))
         v->s.shadow &= (uint8_t)~(shadow & (SHADOW_STI | SHADOW_MOV_SS)); // it covered this instruction only
-    v->s.rflags &= ~(uint64_t)FL_RF; // no instruction breakpoint would look at it
-    if (__builtin_expect(tf, 0) && !keeps_no_trap(s->in.op))
-        cpu_single_step_trap(v);
+    if (!v->watch_code || s->in.op != OP_IRET) // else it is for the instruction returned to
+        v->s.rflags &= ~(uint64_t)FL_RF;
+    debug_traps(v, tf && !keeps_no_trap(s->in.op));
     if (__builtin_expect(v->s.activity != ACT_RUNNING, 0))
         return run_service(d);
     return next_code(d);
@@ -150,7 +160,10 @@ uint64_t run_string(struct dbt *d, uint64_t arg)
     s->count++;
     v->s.rip = s->rip;
     string_execute(v, &s->in);
-    return v->s.rip == s->rip ? next_code(d) : run_step(d, v->s.rip);
+    if (v->s.rip != s->rip)
+        return run_step(d, v->s.rip);
+    debug_traps(v, false); // between two iterations
+    return next_code(d);
 }
 
 uint64_t run_gather(struct dbt *d, uint64_t arg)
@@ -269,7 +282,7 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE)
         host = (uint64_t)mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
     if (!host) {
-        if (write)
+        if (write || (v->watch_data && cpu_watch_hits(v, la, size, false)))
             run_bounced(d);
         host = (uint64_t)bounce_read(d, la, size);
     }
@@ -280,6 +293,7 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
 uint64_t run_segment(struct dbt *d, uint64_t offset)
 {
     struct vcpu *v = d->v;
+    d->n.segment_checks++;
     uint64_t ax = v->s.gpr[RAX];
     recover_flags(d);
     d->in_slow = 1;
@@ -327,6 +341,7 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset)
 _Noreturn void run_fault(struct dbt *d)
 {
     unsigned vector = d->fault_vector;
+    d->n.faults++;
     if (vector == EXC_GP)
         cpu_throw_error(d->v, EXC_GP, 0);
     if (vector == EXC_PF) // masked_fault() has made the event
@@ -337,6 +352,7 @@ _Noreturn void run_fault(struct dbt *d)
 uint64_t run_service(struct dbt *d)
 {
     struct vcpu *v = d->v;
+    d->n.services++;
     for (;;) {
         uint32_t r = requests(v);
         if (r & REQ_EXIT) {
@@ -358,6 +374,7 @@ uint64_t run_service(struct dbt *d)
         if (cpu_take_pending(v)) {
             d->n.interrupts++;
             d->force = 0;
+            debug_traps(v, false); // breakpoints on the handler's stack
         }
         if (v->s.activity == ACT_SHUTDOWN) {
             d->stop = ENGINE_SHUTDOWN + 1;
@@ -399,7 +416,9 @@ static enum engine_stop software_run(struct vcpu *v)
         if (!d->stop && !d->restart) {
             d->n.exceptions++;
             d->force = 0;
+            w->debug_hits = 0; // the instruction did not complete
             cpu_deliver(w);
+            debug_traps(w, false);
         }
         d->restart = 0;
     }

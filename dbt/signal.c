@@ -72,7 +72,7 @@ static void on_kick(int sig, siginfo_t *info, void *context)
     struct dbt *d = current;
     if (!d)
         return;
-    if (info->si_code == SI_TIMER)
+    if (info->si_code == SI_TIMER || info->si_pid != d->pid)
         __atomic_or_fetch(&d->v->requests, REQ_TIMER, __ATOMIC_ACQ_REL);
     uint32_t q = __atomic_load_n(&d->v->requests, __ATOMIC_ACQUIRE);
     if (!q || (q == REQ_INTR && !d->v->s.iflag))
@@ -87,6 +87,8 @@ static void die(struct dbt *d, int sig, const siginfo_t *info, const greg_t *r)
     int n = snprintf(line, sizeof line, "gnomon: internal error: signal %d at %#llx, address %p, guest rip %#llx, block code %d\n",
                      sig, (unsigned long long)r[REG_RIP], info->si_addr, d ? (unsigned long long)d->v->s.rip : 0ull,
                      d ? in_blocks(d, (uint64_t)r[REG_RIP]) : 0);
+    if (d && d->host.died)
+        d->host.died(d->host.opaque, line);
     if (write(2, line, (size_t)n) < 0)
         _exit(4);
     signal(sig, SIG_DFL);
@@ -147,6 +149,7 @@ int signal_attach(struct dbt *d)
         return -errno;
     current = d;
     d->tid = (int)syscall(SYS_gettid);
+    d->pid = (int)getpid();
     struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigfillset(&sa.sa_mask);
     sigdelset(&sa.sa_mask, SIGINT);

@@ -205,6 +205,8 @@ void string_execute(struct vcpu *v, const struct insn *in)
         advance(v, RCX, in->addr_size, -n);
         if (stop)
             break;
+        if (v->debug_hits && (*reg(v, RCX) & m))
+            return; // a breakpoint traps after the iteration that hit it
         if (__atomic_load_n(&v->requests, __ATOMIC_ACQUIRE) && (*reg(v, RCX) & m))
             return; // interrupts are taken between pieces; RIP stays at the instruction
     }

@@ -64,6 +64,8 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
         {"chains_made", n->chains}, {"dispatches", n->dispatches}, {"sensitive_instructions", n->sensitive}, {"string_instructions", n->strings},
         {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_steps", n->kick_steps},
         {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses}, {"return_unpredicted", n->ret_empty}, {"group_misses", n->group_misses},
+        {"steps", n->steps}, {"services", n->services}, {"segment_checks", n->segment_checks}, {"host_faults", n->faults},
+        {"gathers", n->gathers}, {"guest_instructions_executed", n->executed},
         {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_flushes", n->flushes},
         {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
     };
@@ -81,4 +83,10 @@ void engine_software_exact_flags(struct vcpu *v, bool exact)
 {
     struct dbt *d = v->engine;
     d->exact_flags = exact;
+}
+
+void engine_software_count_executed(struct vcpu *v, bool count)
+{
+    struct dbt *d = v->engine;
+    d->count_executed = count;
 }

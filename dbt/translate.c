@@ -149,6 +149,11 @@ static int emit_block(struct translation *t)
     b->code = (uint32_t)asm_here(&t->a);
     if (t->key & KEY_NOMERGE)
         a_store_imm32_abs(&t->a, 4, DBT(t, force), 0); // it was asked for this once
+    if (d->count_executed) {
+        a_load_abs(&t->a, 8, T0, DBT(t, n.executed));
+        a_lea(&t->a, 8, T0, T0, -1, 1, (int32_t)t->count);
+        a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
+    }
     for (unsigned i = 0; i < t->count; i++) {
         struct ginsn *g = &t->insn[i];
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
@@ -157,6 +162,10 @@ static int emit_block(struct translation *t)
                                 .parked = t->flags == FLAGS_PARKED};
         t->current = i;
         t->nth = 0;
+        bool keeps_t1 = i && (t->insn[i - 1].cls == CLASS_PLAIN || t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_PUSH ||
+                              t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_POP);
+        if (!keeps_t1)
+            t->t1_group = -1;
         flags_before(t, g);
         m->parked |= t->flags == FLAGS_PARKED ? 2 : 0;
         emit_insn(t, g);

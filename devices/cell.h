@@ -116,7 +116,8 @@ struct cell_page {
     // ---- rings, figures, state
     struct cell_out out[CELL_SERIALS];
     struct cell_in in[CELL_SERIALS];
-    uint64_t counters[8]; // the uint64_t of struct machine_counters, as they stand there
+    char note[192];        // last words
+    uint64_t counters[16]; // the uint64_t of struct machine_counters, as they stand there
     uint32_t figure_count;
     struct cell_figure figure[CELL_FIGURES];
     uint32_t blob_size;
@@ -151,7 +152,7 @@ uint64_t cell_mmio_read(struct machine *m, uint64_t gpa, unsigned size);
 void cell_mmio_write(struct machine *m, uint64_t gpa, unsigned size, uint64_t value);
 void cell_trace(struct machine *m, const char *what, uint64_t a, uint64_t b);
 void cell_serial_write(struct machine *m, unsigned port, const uint8_t *data, size_t n);
-void cell_flush_soon(struct machine *m, uint64_t now_ns); // the flush timer
+void cell_flush(void *opaque, uint64_t now_ns); // the flush timer
 void cell_before_idle(struct machine *m);
 void cell_attend(struct machine *m); // looks at what the machine process has for us
 void cell_drain_input(struct machine *m);

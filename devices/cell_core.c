@@ -43,7 +43,8 @@ uint64_t cell_ask(struct machine *m, enum cell_call call, uint64_t address, unsi
         futex(&p->answer, FUTEX_WAIT, 0);
     __atomic_store_n(&p->answer, 0, __ATOMIC_RELAXED);
     value = p->value;
-    cell_attend(m);
+    if (call < CALL_READY) // the others are answered by new state, which comes first
+        cell_attend(m);
     return value;
 }
 
@@ -218,9 +219,11 @@ void cell_serial_write(struct machine *m, unsigned port, const uint8_t *data, si
         timer_arm(&m->flush, pc_clock_now(m) + FLUSH_NS);
 }
 
-void cell_flush_soon(struct machine *m, uint64_t now_ns)
+void cell_flush(void *opaque, uint64_t now_ns)
 {
+    struct machine *m = opaque;
     (void)now_ns;
+
     for (unsigned n = 0; n < CELL_SERIALS; n++)
         if (unread(&m->page->out[n])) {
             ring_bell(m->page, BELL_OUTPUT);
@@ -233,7 +236,7 @@ void cell_before_idle(struct machine *m)
     if (m->flush.deadline_ns == NEVER)
         return;
     timer_cancel(&m->flush);
-    cell_flush_soon(m, 0);
+    cell_flush(m, 0);
 }
 
 void cell_drain_input(struct machine *m)

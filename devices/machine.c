@@ -18,6 +18,10 @@
 // After a request was set: the vCPU's thread looks at it soon, whether it runs guest code or sleeps.
 static void wake(struct machine *m, uint32_t requests)
 {
+    if (__atomic_load_n(&m->cell, __ATOMIC_ACQUIRE)) {
+        cell_ring(m, BELL_MAIL);
+        return;
+    }
     __atomic_or_fetch(&m->v->requests, requests, __ATOMIC_ACQ_REL);
     syscall(SYS_futex, &m->v->requests, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
     if (__atomic_load_n(&m->attached, __ATOMIC_ACQUIRE))
@@ -38,6 +42,11 @@ size_t machine_serial_input(struct machine *m, unsigned port, const uint8_t *dat
         return n;
     struct pc_input *in = &m->mail.input[port];
     pthread_mutex_lock(&m->mail.lock);
+    if (__atomic_load_n(&m->cell, __ATOMIC_ACQUIRE)) {
+        taken = cell_serial_input(m, port, data, n);
+        pthread_mutex_unlock(&m->mail.lock);
+        return taken;
+    }
     for (; taken < n && in->count < PC_INPUT_SIZE; taken++, in->count++)
         in->data[(in->head + in->count) % PC_INPUT_SIZE] = data[taken];
     pthread_mutex_unlock(&m->mail.lock);
@@ -107,16 +116,16 @@ static void host_run_timers(void *opaque)
     m->counters.timer_runs++;
     read_mail(m);
     m->programmed_ns = NEVER;
-    pc_clock_rearm(m, timer_run(&m->clock));
+    uint64_t next_ns = timer_run(&m->clock), device_ns = timer_run(&m->device_clock);
+    pc_clock_rearm(m, next_ns < device_ns ? next_ns : device_ns);
     m->counters.device_ns += pc_monotonic_ns() - start_ns;
 }
 
 // Sleeps until there is a request besides REQ_INTR: with that one alone the CPU has refused to wake (IF is
 // 0), and it is set on this thread only. A timer's signal sets REQ_TIMER; it and wake() change the word, so
 // none is missed.
-static void host_idle(void *opaque)
+void pc_idle(struct machine *m)
 {
-    struct machine *m = opaque;
     uint64_t start_ns = pc_monotonic_ns();
     uint32_t seen;
 
@@ -124,6 +133,11 @@ static void host_idle(void *opaque)
     while (!((seen = __atomic_load_n(&m->v->requests, __ATOMIC_ACQUIRE)) & ~REQ_INTR))
         syscall(SYS_futex, &m->v->requests, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
     m->counters.idle_ns += pc_monotonic_ns() - start_ns;
+}
+
+static void host_idle(void *opaque)
+{
+    pc_idle(opaque);
 }
 
 static bool stopped(struct machine *m)
@@ -135,6 +149,10 @@ static bool stopped(struct machine *m)
 static void wait_for_stop(struct machine *m)
 {
     while (!stopped(m)) {
+        if (m->cell) {
+            cell_wait(m);
+            continue;
+        }
         host_idle(m);
         uint32_t requests = __atomic_fetch_and(&m->v->requests, REQ_INTR | REQ_EXIT, __ATOMIC_ACQ_REL);
         if (requests & REQ_TIMER)
@@ -145,7 +163,7 @@ static void wait_for_stop(struct machine *m)
 }
 
 // A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h).
-static int start_clock(struct machine *m)
+int pc_start_clock(struct machine *m)
 {
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN};
     sigset_t set;
@@ -304,6 +322,7 @@ void machine_destroy(struct machine *m)
         __atomic_store_n(&m->attached, false, __ATOMIC_RELEASE);
         m->config.engine->detach(m->v);
     }
+    cell_destroy(m);
     stop_clock(m);
     pc_destroy(m);
     loader_free(&m->loader);
@@ -413,27 +432,41 @@ static int attach(struct machine *m)
     if (result)
         return result;
     if (m->config.engine == &engine_software)
-        engine_software_set_host(m->v, (struct engine_host){host_idle, host_run_timers, m});
+        engine_software_set_host(m->v, (struct engine_host){host_idle, host_run_timers, NULL, m});
+    if (m->config.engine == &engine_software && m->config.trace_code)
+        engine_software_trace_code(m->v, m->config.trace_code);
     __atomic_store_n(&m->attached, true, __ATOMIC_RELEASE);
     return 0;
+}
+
+int machine_start(struct machine *m, char *error, size_t error_size)
+{
+    return m->config.cell && !m->cell ? cell_start(m, error, error_size) : 0;
+}
+
+static int prepare_run(struct machine *m, char *error, size_t error_size)
+{
+    if (m->config.cell)
+        return machine_start(m, error, error_size);
+    int result = attach(m);
+    if (result) {
+        snprintf(error, error_size, "engine: %s can't start: %s", m->config.engine->name, strerror(-result));
+        return result;
+    }
+    result = pc_start_clock(m);
+    if (result)
+        snprintf(error, error_size,
+                 "clock: the host gives no timer: %s: raise the limit of pending signals (ulimit -i)",
+                 strerror(-result));
+    return result;
 }
 
 struct machine_outcome machine_run(struct machine *m, char *error, size_t error_size)
 {
     struct machine_outcome outcome = {MACHINE_END_HOST_ERROR, 0};
-    int result = attach(m);
 
-    if (result) {
-        snprintf(error, error_size, "engine: %s can't start: %s", m->config.engine->name, strerror(-result));
+    if (prepare_run(m, error, error_size))
         return outcome;
-    }
-    result = start_clock(m);
-    if (result) {
-        snprintf(error, error_size,
-                 "clock: the host gives no timer: %s: raise the limit of pending signals (ulimit -i)",
-                 strerror(-result));
-        return outcome;
-    }
     for (;;) {
         if (stopped(m)) {
             __atomic_store_n(&m->stop, 0, __ATOMIC_RELEASE);
@@ -446,7 +479,9 @@ struct machine_outcome machine_run(struct machine *m, char *error, size_t error_
                 break;
             continue;
         }
-        enum engine_stop why = m->config.engine->run(m->v);
+        int why = m->cell ? cell_run(m, error, error_size) : (int)m->config.engine->run(m->v);
+        if (why < 0)
+            break;
         if (why == ENGINE_SHUTDOWN && crashed(m, "triple fault", &outcome, error, error_size))
             break;
         if (why == ENGINE_HALTED_FOREVER)
@@ -457,6 +492,28 @@ struct machine_outcome machine_run(struct machine *m, char *error, size_t error_
 }
 
 // ---- state
+// What C code uses as an index or hands to XRSTOR.
+static void make_safe(const struct cpu_model *model, struct cpu_state *state)
+{
+    uint64_t *header = (uint64_t *)(state->xsave + 512), mxcsr_mask = model->mxcsr_mask;
+    uint32_t mxcsr;
+
+    state->cpl &= 3;
+    state->iflag &= 1;
+    state->dflag &= 1;
+    state->shadow &= SHADOW_STI | SHADOW_MOV_SS | SHADOW_NMI;
+    if (state->activity > ACT_SHUTDOWN)
+        state->activity = ACT_SHUTDOWN;
+    state->cr4 &= model->cr4_mask;
+    state->efer &= model->efer_mask | EFER_LMA;
+    state->xcr0 = (state->xcr0 & model->xcr0) | 1;
+    header[0] &= model->fpu_mask;
+    memset(header + 1, 0, 56);
+    memcpy(&mxcsr, state->xsave + 24, 4);
+    mxcsr &= (uint32_t)mxcsr_mask;
+    memcpy(state->xsave + 24, &mxcsr, 4);
+}
+
 static void cpu_state_stream(struct machine *m, struct stream *s)
 {
     struct cpu_state *state = calloc(1, sizeof *state);
@@ -474,29 +531,53 @@ static void cpu_state_stream(struct machine *m, struct stream *s)
     stream_u64(s, &tsc);
     stream_u32(s, &requests);
     if (s->loading && !s->error) {
-        // What C code uses as an index or hands to XRSTOR.
-        uint64_t *header = (uint64_t *)(state->xsave + 512), mxcsr_mask = m->model->mxcsr_mask;
-        uint32_t mxcsr;
-        state->cpl &= 3;
-        state->iflag &= 1;
-        state->dflag &= 1;
-        state->shadow &= SHADOW_STI | SHADOW_MOV_SS | SHADOW_NMI;
-        if (state->activity > ACT_SHUTDOWN)
-            state->activity = ACT_SHUTDOWN;
-        state->cr4 &= m->model->cr4_mask;
-        state->efer &= m->model->efer_mask | EFER_LMA;
-        state->xcr0 = (state->xcr0 & m->model->xcr0) | 1;
-        header[0] &= m->model->fpu_mask;
-        memset(header + 1, 0, 56);
-        memcpy(&mxcsr, state->xsave + 24, 4);
-        mxcsr &= (uint32_t)mxcsr_mask;
-        memcpy(state->xsave + 24, &mxcsr, 4);
+        make_safe(m->model, state);
         m->v->s = *state;
         m->v->s.tsc_offset = tsc - __builtin_ia32_rdtsc();
         __atomic_store_n(&m->v->requests, (requests & (REQ_NMI | REQ_INTR)) | REQ_TIMER, __ATOMIC_RELEASE);
         m->v->mode_gen++;
     }
     free(state);
+}
+
+static void wires_stream(struct machine *m, struct stream *s)
+{
+    stream_bytes(s, m->isa, sizeof m->isa);
+    stream_bytes(s, m->gsi, sizeof m->gsi);
+    stream_bool(s, &m->hpet_legacy);
+    stream_bool(s, &m->rtc_level);
+    stream_bool(s, &m->v->pic_intr);
+}
+
+static bool beside_vcpu(const struct device_ops *ops)
+{
+    return ops == &ioapic_device || ops == &pic_device || ops == &pit_device || ops == &hpet_device ||
+           ops == &uart_device;
+}
+
+// The wires come before the chips, some of which drive their lines again when they are loaded: the level is then no
+// news. They come again at the end, for what these chips changed after all. Runs in the cell too: no allocation.
+void pc_core_stream(struct machine *m, struct stream *s)
+{
+    uint32_t requests = __atomic_load_n(&m->v->requests, __ATOMIC_ACQUIRE) & (REQ_NMI | REQ_INTR | REQ_INIT);
+
+    stream_section(s, "core", 1);
+    stream_u64(s, &m->clock_base_ns);
+    wires_stream(m, s);
+    for (unsigned n = 0; n < m->device_count; n++)
+        if (beside_vcpu(m->devices[n].ops))
+            m->devices[n].ops->state(m->devices[n].opaque, s);
+    if (m->v->lapic)
+        lapic_state(m->v->lapic, s);
+    wires_stream(m, s);
+    stream_bytes(s, &m->v->s, sizeof m->v->s);
+    stream_u32(s, &requests);
+    if (!s->loading)
+        return;
+    make_safe(m->model, &m->v->s);
+    __atomic_store_n(&m->v->requests, (requests & (REQ_NMI | REQ_INTR | REQ_INIT)) | REQ_INTR | REQ_TIMER, __ATOMIC_RELEASE);
+    m->v->mode_gen++;
+    mmu_flush_all(m->v, true);
 }
 
 void machine_state(struct machine *m, struct stream *s)
@@ -545,7 +626,36 @@ struct bus *machine_ports(struct machine *m)
     return m->bus;
 }
 
-const struct machine_counters *machine_counters(const struct machine *m)
+const struct machine_counters *machine_counters(struct machine *m)
 {
-    return &m->counters;
+    uint64_t *total = (uint64_t *)&m->total;
+
+    m->total = m->counters;
+    if (m->page)
+        for (size_t n = 0; n < sizeof m->total / sizeof *total; n++)
+            total[n] += m->page->counters[n];
+    return &m->total;
+}
+
+void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque)
+{
+    if (!m->page) {
+        if (m->config.engine == &engine_software && m->v->engine)
+            engine_software_stats(m->v, emit, opaque);
+        return;
+    }
+    uint32_t count = *(volatile uint32_t *)&m->page->figure_count;
+    for (uint32_t n = 0; n < count && n < CELL_FIGURES; n++) {
+        struct cell_figure f = m->page->figure[n];
+        for (size_t i = 0; i < sizeof f.name; i++) // names of ours, if nobody broke out
+            if (f.name[i] && (f.name[i] < '0' || f.name[i] > 'z'))
+                f.name[i] = '?';
+        f.name[sizeof f.name - 1] = 0;
+        emit(opaque, f.name, f.value);
+    }
+}
+
+int machine_cell_pid(const struct machine *m)
+{
+    return cell_pid(m);
 }

@@ -5,6 +5,8 @@
 // machine only through the functions marked "any thread", which leave a note in its mailbox and wake the
 // vCPU. machine_destroy() is called by the thread that ran the machine, once no other thread uses it.
 #pragma once
+#include <stdio.h>
+
 #include "cpu/engine.h"
 #include "devices/device.h"
 
@@ -60,7 +62,13 @@ struct machine_config {
     // may be null.
     void (*trace_cpu)(void *opaque, const char *what, uint64_t a, uint64_t b);
     void (*trace_io)(void *opaque, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value);
-    void *opaque; // of the three above
+    void *opaque; // of the hooks
+    // The vCPU runs in a process of its own (devices/cell.h), with this sandbox: no files, few system calls. Then call
+    // machine_start() before other threads exist, and run the machine on the same thread, which must outlive it; the
+    // hooks above run in the caller's process as ever.
+    bool cell, sandbox;
+    FILE *trace_code; // --trace code goes here; null: nowhere. May be written by another thread until machine_destroy()
+    void (*in_cell)(void *opaque, struct machine *m); // for tests: called in the cell when its sandbox is closed
 };
 
 // Counters of the exits, for --stats.
@@ -76,6 +84,9 @@ struct machine_counters {
 struct machine *machine_create(const struct machine_config *config, char *error, size_t error_size,
                                bool *usage);
 void machine_destroy(struct machine *m); // null is fine
+// Makes the vCPU's process if the configuration wants one; machine_run() does it if nobody has. Returns 0, or -errno
+// with one line in `error`.
+int machine_start(struct machine *m, char *error, size_t error_size);
 // Runs until an outcome; can be called again after MACHINE_END_REBOOTED or MACHINE_END_STOPPED to go on.
 struct machine_outcome machine_run(struct machine *m, char *error, size_t error_size);
 // Everything as after power-on: chips, CPU, payload. Not while machine_run() is under way. Returns 0 or
@@ -87,7 +98,10 @@ void machine_state(struct machine *m, struct stream *s);
 struct vcpu *machine_vcpu(struct machine *m);
 struct mem_map *machine_memory(struct machine *m);
 struct bus *machine_ports(struct machine *m);
-const struct machine_counters *machine_counters(const struct machine *m);
+const struct machine_counters *machine_counters(struct machine *m);
+// Calls emit() for each of the engine's counters. Inside machine_call() and after machine_run().
+void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
+int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this one
 
 // ---- any thread
 // Bytes typed at COM1 (port 0) or COM2 (1). Returns how many were taken; offer the rest again later.

@@ -69,6 +69,8 @@ static void memory_changed(void *opaque)
     struct machine *m = opaque;
     if (m->v)
         mmu_flush_all(m->v, true);
+    if (m->cell)
+        cell_send_map(m);
 }
 
 // The first request counts: what a guest does after it asked to be switched off is of no interest.
@@ -88,6 +90,9 @@ static void control_request(void *opaque, enum machine_request what, uint32_t va
 void pc_drain_input(struct machine *m)
 {
     uint32_t waiting = 0;
+
+    if (m->cell) // the bytes wait in the page
+        return;
 
     for (unsigned port = 0; port < MACHINE_SERIALS; port++)
         waiting |= __atomic_load_n(&m->mail.input[port].count, __ATOMIC_RELAXED);
@@ -181,17 +186,18 @@ static bool create_isa_chips(struct machine *m)
     m->pit = pit_create(m->bus, &m->clock, isa_line(m, 0));
     if (!add_device(m, &pit_device, m->pit))
         return false;
-    m->rtc = rtc_create(m->bus, &m->clock, isa_line(m, 8),
+    m->rtc = rtc_create(m->bus, &m->device_clock, isa_line(m, 8),
                         (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
     if (!add_device(m, &rtc_device, m->rtc))
         return false;
     for (unsigned n = 0; n < MACHINE_SERIALS; n++) {
+        m->serial[n] = (struct pc_serial){m, n};
         m->uart[n] = uart_create(m->bus, &m->clock, n ? COM2_BASE : COM1_BASE, isa_line(m, n ? 3 : 4),
-                                 m->config.serial[n]);
+                                 (struct char_out){pc_serial_write, &m->serial[n]});
         if (!add_device(m, &uart_device, m->uart[n]))
             return false;
     }
-    m->i8042 = i8042_create(m->bus, &m->clock, isa_line(m, 1), isa_line(m, 12),
+    m->i8042 = i8042_create(m->bus, &m->device_clock, isa_line(m, 1), isa_line(m, 12),
                             (struct irq_line){a20_line, m, 0}, control);
     if (!add_device(m, &i8042_device, m->i8042))
         return false;
@@ -222,7 +228,7 @@ static bool create_pci_chips(struct machine *m)
     if (!add_device(m, &i440fx_device, i440fx_create(m->pci, &m->mem)) ||
         !add_device(m, &piix3_device, piix3_create(m->pci, m->bus, control)))
         return false;
-    m->pm = piix4pm_create(m->pci, m->bus, &m->clock, isa_line(m, 9), control);
+    m->pm = piix4pm_create(m->pci, m->bus, &m->device_clock, isa_line(m, 9), control);
     return add_device(m, &piix4pm_device, m->pm);
 }
 
@@ -316,6 +322,7 @@ int pc_create(struct machine *m, char *error, size_t error_size, bool *usage)
     int result;
 
     m->clock = (struct timer_queue){.now = pc_clock_now, .rearm = pc_clock_rearm, .opaque = m};
+    m->device_clock = m->clock;
     m->clock_base_ns = pc_monotonic_ns();
     m->host_timer = -1;
     m->programmed_ns = NEVER;

@@ -7,6 +7,7 @@
 #include "cpu/lapic.h"
 #include "cpu/model.h"
 #include "devices/block.h"
+#include "devices/cell.h"
 #include "devices/chips.h"
 #include "devices/machine.h"
 #include "mmu/mem.h"
@@ -44,7 +45,24 @@ struct mailbox {
     uint32_t full; // atomic: there is something for the vCPU's thread
 };
 
+// Which process this is. Alone: vCPU and all chips in one, every exit a function call. The other two each have a
+// whole struct machine and are right about their part of it: devices/cell.h.
+enum pc_role { PC_ALONE, PC_MACHINE, PC_CELL };
+
+struct cell_region { // what the cell knows of an MMIO region of the machine process
+    struct machine *m;
+    unsigned index;
+};
+
+struct pc_serial { // where a UART's bytes go
+    struct machine *m;
+    unsigned port;
+};
+
 struct machine {
+    enum pc_role role;
+    struct cell *cell;      // the machine process's; null: none. Atomic: other threads ring its bell
+    struct cell_page *page; // shared by the two
     struct machine_config config; // its strings and arrays are gone after machine_create(): see below
     struct mem_map mem;
     struct vcpu *v;
@@ -75,7 +93,8 @@ struct machine {
     // Time: the machine's clock is CLOCK_MONOTONIC less clock_base_ns. One host timer serves the earliest
     // deadline; it is moved only to become earlier, so a deadline that moves away costs nothing, and wakes us
     // once for nothing.
-    struct timer_queue clock;
+    struct timer_queue clock;        // of the chips beside the vCPU
+    struct timer_queue device_clock; // of the others
     uint64_t clock_base_ns;
     int host_timer;         // of timer_create(); -1: none
     uint64_t programmed_ns; // what the host timer is set to, in the machine's time; NEVER: not
@@ -94,6 +113,15 @@ struct machine {
 
     struct mailbox mail;
     struct machine_counters counters;
+
+    // In the machine process: levels its chips drive (enum cell_event_kind), and all counters added up.
+    uint32_t level[3];
+    struct machine_counters total;
+    // In the cell.
+    struct pc_serial serial[MACHINE_SERIALS];
+    struct cell_region cell_region[MEM_MAX_REGIONS];
+    struct timer flush;  // of serial bytes not announced yet
+    uint32_t map_seen;   // generation
 };
 
 // ---- pc_core.c: compiled for live vector registers
@@ -106,6 +134,7 @@ void pc_hpet_legacy(void *opaque, bool enabled);
 void pc_intr_line(void *opaque, int n, int level);
 void pc_apic_deliver(void *opaque, const struct apic_message *m);
 void pc_apic_eoi(void *opaque, uint8_t vector);
+void pc_serial_write(void *opaque, const uint8_t *data, size_t n);
 void pc_apic_request(void *opaque, uint32_t bits);
 void pc_msi(void *opaque, uint64_t address, uint32_t data);
 uint64_t pc_monotonic_ns(void);
@@ -119,3 +148,7 @@ int pc_create(struct machine *m, char *error, size_t error_size, bool *usage);
 void pc_destroy(struct machine *m);
 void pc_reset(struct machine *m); // chips and CPU; not the payload
 void pc_drain_input(struct machine *m);
+void pc_idle(struct machine *m);        // on the vCPU's thread: sleeps until there is a request
+int pc_start_clock(struct machine *m); // a timer that signals this thread: 0 or -errno
+// Saves or loads what belongs to the cell; same code on both sides, so the layout is nobody else's business.
+void pc_core_stream(struct machine *m, struct stream *s);

@@ -11,6 +11,10 @@
 // input 2.
 void pc_raise(struct machine *m, uint32_t requests)
 {
+    if (m->role == PC_MACHINE) { // a request of the guest's to the machine as a whole
+        cell_request_stop(m);
+        return;
+    }
     __atomic_or_fetch(&m->v->requests, requests, __ATOMIC_RELEASE);
 }
 
@@ -41,6 +45,10 @@ void pc_isa_line(void *opaque, int irq, int level)
 {
     struct machine *m = opaque;
 
+    if (m->role == PC_MACHINE) {
+        cell_send_line(m, EVENT_CHIP, irq, level);
+        return;
+    }
     if (irq == 8) { // the HPET takes it over in legacy replacement mode (IA-PC HPET 2.3.5)
         m->rtc_level = level;
         level = level && !m->hpet_legacy;
@@ -50,12 +58,22 @@ void pc_isa_line(void *opaque, int irq, int level)
 
 void pc_pci_isa_line(void *opaque, int irq, int level)
 {
-    drive_pic(opaque, irq, FROM_PCI, level);
+    struct machine *m = opaque;
+
+    if (m->role == PC_MACHINE)
+        cell_send_line(m, EVENT_PCI_ISA, irq, level);
+    else
+        drive_pic(m, irq, FROM_PCI, level);
 }
 
 void pc_pci_gsi_line(void *opaque, int gsi, int level)
 {
-    drive_gsi(opaque, gsi, FROM_PCI, level);
+    struct machine *m = opaque;
+
+    if (m->role == PC_MACHINE)
+        cell_send_line(m, EVENT_PCI_GSI, gsi, level);
+    else
+        drive_gsi(m, gsi, FROM_PCI, level);
 }
 
 void pc_hpet_line(void *opaque, int gsi, int level)
@@ -114,8 +132,14 @@ void pc_apic_request(void *opaque, uint32_t bits)
 
 void pc_msi(void *opaque, uint64_t address, uint32_t data)
 {
+    struct machine *m = opaque;
+
     if ((address >> 20) != 0xfee)
         return;
+    if (m->role == PC_MACHINE) {
+        cell_send_msi(m, address, data);
+        return;
+    }
     struct apic_message message = apic_msi_message(address, data);
     pc_apic_deliver(opaque, &message);
 }
@@ -223,6 +247,8 @@ static uint32_t exit_port_read(void *opaque, uint16_t port, unsigned size)
 {
     struct machine *m = opaque;
 
+    if (m->role == PC_CELL)
+        return cell_port_read(m, port, size);
     if (core_port(m, port, size)) {
         m->counters.core_ports++;
         return bus_read(m->bus, port, size);
@@ -242,6 +268,10 @@ static void exit_port_write(void *opaque, uint16_t port, unsigned size, uint32_t
 {
     struct machine *m = opaque;
 
+    if (m->role == PC_CELL) {
+        cell_port_write(m, port, size, value);
+        return;
+    }
     if (core_port(m, port, size)) {
         m->counters.core_ports++;
         bus_write(m->bus, port, size, value);
@@ -261,6 +291,8 @@ static uint64_t exit_mmio_read(void *opaque, uint64_t gpa, unsigned size)
 {
     struct machine *m = opaque;
 
+    if (m->role == PC_CELL)
+        return cell_mmio_read(m, gpa, size);
     if (core_mmio(m, gpa)) {
         m->counters.core_mmio++;
         return mem_mmio_read(&m->mem, gpa, size);
@@ -278,6 +310,10 @@ static void exit_mmio_write(void *opaque, uint64_t gpa, unsigned size, uint64_t 
 {
     struct machine *m = opaque;
 
+    if (m->role == PC_CELL) {
+        cell_mmio_write(m, gpa, size, value);
+        return;
+    }
     if (core_mmio(m, gpa)) {
         m->counters.core_mmio++;
         mem_mmio_write(&m->mem, gpa, size, value);
@@ -315,6 +351,10 @@ static void exit_trace(void *opaque, const char *what, uint64_t a, uint64_t b)
 
     if (!m->config.trace_cpu)
         return;
+    if (m->role == PC_CELL) {
+        cell_trace(m, what, a, b);
+        return;
+    }
     struct passage p = leave(m);
     m->config.trace_cpu(m->config.opaque, what, a, b);
     come_back(m, p);
@@ -333,6 +373,19 @@ struct vcpu_exits pc_exits(struct machine *m)
         .trace = exit_trace,
         .opaque = m,
     };
+}
+
+void pc_serial_write(void *opaque, const uint8_t *data, size_t n)
+{
+    struct pc_serial *serial = opaque;
+    const struct char_out *out = &serial->m->config.serial[serial->port];
+
+    if (!out->write)
+        return;
+    if (serial->m->role == PC_CELL)
+        cell_serial_write(serial->m, serial->port, data, n);
+    else
+        out->write(out->opaque, data, n);
 }
 
 static uint64_t lapic_page_read(void *opaque, uint64_t offset, unsigned size)

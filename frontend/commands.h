@@ -4,6 +4,6 @@
 int run_command(int argc, char *const argv[]);
 int info_command(int argc, char *const argv[]);
 // One line on standard error: "gnomon: " and the text.
-void print_error(const char *text);
+void error_line(const char *text);
 // The same as "WHAT: WORD: ADVICE", for a word somebody typed.
 void print_error_about(const char *what, const char *word, const char *advice);

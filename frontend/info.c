@@ -8,7 +8,7 @@
 #include "frontend/exit.h"
 
 // Names of files come from whoever types them: what would break the line, or drive a terminal, shows as a question mark.
-void print_error(const char *text)
+void error_line(const char *text)
 {
     flockfile(stderr);
     fputs("gnomon: ", stderr);
@@ -22,7 +22,7 @@ void print_error_about(const char *what, const char *word, const char *advice)
 {
     char text[512];
     snprintf(text, sizeof text, "%s: %.200s: %s", what, word, advice);
-    print_error(text);
+    error_line(text);
 }
 
 static void print_brand(void)

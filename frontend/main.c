@@ -58,7 +58,7 @@ int main(int argc, char *argv[])
 {
     int status = dispatch(argc, argv);
     if (fflush(stdout) == EOF && status == 0) {
-        print_error("can't write: standard output: free some space");
+        error_line("can't write: standard output: free some space");
         status = EXIT_HOST_ERROR;
     }
     return status;

@@ -342,6 +342,11 @@ static bool set_sandbox(const struct option_context *c, const char *value)
     return set_switch(c, &c->run->sandbox, value);
 }
 
+static bool set_cell(const struct option_context *c, const char *value)
+{
+    return set_switch(c, &c->run->cell, value);
+}
+
 static bool set_perf(const struct option_context *c, const char *value)
 {
     return set_switch(c, &c->run->perf, value);
@@ -373,7 +378,9 @@ const struct option_info run_option_table[] = {
     {"on-reboot", "reset|exit", "what follows a reset by the guest (reset)", false, false, NULL,
      set_on_reboot},
     {"timeout", "SECONDS", "end the machine after this time", false, false, NULL, set_timeout},
-    {"sandbox", "on|off", "confine the process before guest code runs", true, false, NULL, set_sandbox},
+    {"sandbox", "on|off", "confine the process that runs guest code (on)", false, false, NULL, set_sandbox},
+    {"cell", "on|off", "off: one process runs everything, for debugging; needs --sandbox off", false, false, NULL,
+     set_cell},
     {"perf", "on|off", "write a perf map of translated code", true, false, NULL, set_perf},
 };
 const size_t run_option_count = sizeof run_option_table / sizeof *run_option_table;
@@ -383,6 +390,7 @@ void run_options_init(struct run_options *o)
     memset(o, 0, sizeof *o);
     o->memory_bytes = DEFAULT_MEMORY_BYTES;
     o->cpus = 1;
+    o->sandbox = o->cell = false;
 }
 
 void run_options_free(struct run_options *o)
@@ -540,8 +548,8 @@ bool run_options_check(const struct run_options *o, char error[ERROR_SIZE])
         line = "more than one CPU is not there yet: --cpus: use --cpus 1";
     else if (o->engine == ENGINE_HARDWARE)
         line = "the hardware engine is not there yet: --engine: use --engine software";
-    else if (o->sandbox)
-        line = "the sandbox is not there yet: --sandbox: leave it out";
+    else if (o->sandbox && !o->cell)
+        line = "no sandbox without a process of its own: --cell off: add --sandbox off";
     else if (o->perf)
         line = "perf maps are not there yet: --perf: leave it out";
     else if (o->serial_count == 2 && o->serials[0].kind == CHAR_STDIO && o->serials[1].kind == CHAR_STDIO)

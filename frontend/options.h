@@ -54,7 +54,8 @@ struct run_options {
     enum on_crash on_crash;
     enum on_reboot on_reboot;
     uint64_t timeout_ns; // 0: none
-    bool sandbox, perf;
+    bool sandbox, cell; // a process of its own for guest code, and its filter of system calls
+    bool perf;
 };
 
 struct option_context {

@@ -68,8 +68,7 @@ static void list_stats(void *opaque, struct stats_sink *sink)
     stats_count(sink, "timer_runs", n->timer_runs);
     stats_count(sink, "timer_rearms", n->timer_rearms);
     stats_count(sink, "idle_entries", n->idles);
-    if (machine_vcpu(r->machine)->engine)
-        engine_software_stats(machine_vcpu(r->machine), put_engine_figure, sink);
+    machine_engine_stats(r->machine, put_engine_figure, sink);
 }
 
 static void print_stats(struct run *r)
@@ -101,12 +100,6 @@ static void call_stats(void *opaque, struct machine *m)
 {
     (void)m;
     print_stats(opaque);
-}
-
-static void call_trace_code(void *opaque, struct machine *m)
-{
-    struct run *r = opaque;
-    engine_software_trace_code(machine_vcpu(m), r->trace.f);
 }
 
 // ---- events of the input thread
@@ -197,6 +190,9 @@ static struct machine *create(struct run *r, char *error, bool *usage)
         .trace_cpu = o->trace & LOG_CPU ? on_trace_cpu : NULL,
         .trace_io = o->trace & LOG_IO ? on_trace_io : NULL,
         .opaque = r,
+        .cell = o->cell,
+        .sandbox = o->sandbox,
+        .trace_code = o->trace & LOG_CODE ? r->trace.f : NULL,
     };
     for (unsigned i = 0; i < MAX_SERIALS; i++)
         if (r->serials[i].kind != CHAR_NONE)
@@ -216,7 +212,7 @@ static int status_of(const struct machine_outcome *outcome, const char *error)
     case MACHINE_END_STOPPED: return outcome->value;
     case MACHINE_END_HOST_ERROR: break;
     }
-    print_error(error);
+    error_line(error);
     return EXIT_HOST_ERROR;
 }
 
@@ -225,20 +221,24 @@ static int run_machine(struct run *r, char *error)
     const struct input_events events = {on_bytes, on_end, on_stats, r};
     bool usage = false;
     if (open_back_ends(r, error)) {
-        print_error(error);
+        error_line(error);
         return EXIT_HOST_ERROR;
     }
     int status = EXIT_HOST_ERROR;
     bool failed = true; // nothing ran
     if (trace_open(&r->trace, &r->options, error)) {
-        print_error(error);
+        error_line(error);
         goto close;
     }
     r->machine = create(r, error, &usage);
     if (!r->machine) {
-        print_error(error);
+        error_line(error);
         status = usage ? EXIT_USAGE : EXIT_HOST_ERROR;
         goto close;
+    }
+    if (machine_start(r->machine, error, ERROR_SIZE)) { // before there are threads
+        error_line(error);
+        goto destroy;
     }
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {
@@ -247,8 +247,6 @@ static int run_machine(struct run *r, char *error)
         goto destroy;
     }
     failed = false;
-    if (r->options.trace & LOG_CODE)
-        machine_call(r->machine, call_trace_code, r);
     r->started_ns = clock_ns(CLOCK_MONOTONIC);
     struct machine_outcome outcome = machine_run(r->machine, error, ERROR_SIZE);
     input_stop(&r->input);
@@ -271,10 +269,10 @@ int run_command(int argc, char *const argv[])
     int status = EXIT_USAGE;
     run_options_init(&r.options);
     if (!run_options_parse(&r.options, argc, argv, error) || !run_options_check(&r.options, error)) {
-        print_error(error);
+        error_line(error);
     } else {
         if (uses_terminal(&r.options) && !terminal_supervise()) {
-            print_error("can't make a process: the terminal's watcher: end some programs and try again");
+            error_line("can't make a process: the terminal's watcher: end some programs and try again");
             status = EXIT_HOST_ERROR;
         } else {
             input_block_signals();

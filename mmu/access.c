@@ -151,6 +151,8 @@ void mmu_read(struct vcpu *v, uint64_t la, void *data, unsigned n, unsigned acc)
         read_across(v, la, data, n, acc);
     else if (n)
         read_place(v, place_of(v, la, acc), data, n);
+    if (__builtin_expect(v->watch_data, 0))
+        v->debug_hits |= (uint8_t)cpu_watch_hits(v, la, n, false);
 }
 
 void mmu_write(struct vcpu *v, uint64_t la, const void *data, unsigned n, unsigned acc)
@@ -161,4 +163,6 @@ void mmu_write(struct vcpu *v, uint64_t la, const void *data, unsigned n, unsign
         write_across(v, la, data, n, acc);
     else if (n)
         write_place(v, place_of(v, la, acc), data, n);
+    if (__builtin_expect(v->watch_data, 0))
+        v->debug_hits |= (uint8_t)cpu_watch_hits(v, la, n, true);
 }

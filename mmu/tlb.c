@@ -211,6 +211,8 @@ uint8_t *mmu_translate(struct vcpu *v, uint64_t la, unsigned acc, uint64_t *gpa)
     }
     if (acc & ACC_EXEC)
         return host;
+    if (__builtin_expect(v->watch_data, 0) && cpu_watches_page(v, la))
+        return NULL;
     if (t)
         insert(v, la, acc, &w, host, write);
     return (acc & ACC_WRITE) && !write ? NULL : host;

@@ -54,7 +54,7 @@ static inline struct diff_segment extra_segment(enum diff_mode mode, bool gs)
                   : (struct diff_segment){ARENA_BASE, 0x5fff, false};
     default:
         return gs ? (struct diff_segment){ARENA_BASE, 0x17ff, true}
-                  : (struct diff_segment){ARENA_BASE + 16, 0x2003, false};
+                  : (struct diff_segment){ARENA_BASE + 16, 0x202f, false};
     }
 }
 

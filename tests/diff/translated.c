@@ -463,7 +463,7 @@ struct translated *translated_create(const uint8_t *read_only)
     }
     engine_software_exact_flags(t->v, true);
     t->attached = true;
-    engine_software_set_host(t->v, (struct engine_host){nothing, nothing, t->v});
+    engine_software_set_host(t->v, (struct engine_host){nothing, nothing, NULL, t->v});
     return t;
 fail:
     fprintf(stderr, "difftest: cannot set up the translated side: %s\n", error);

@@ -12,7 +12,7 @@
 #define PDPT_GPA  0x2000u
 #define PD_GPA    0x3000u
 #define PT_GPA    0x4000u
-#define STEPS     16u
+#define STEPS     48u
 
 #define PTE_P 1ull
 #define PTE_W 2ull

@@ -2,16 +2,40 @@
 // instruction must be one that cannot leave the guest's machine.
 //
 //  1. No instruction that enters the host kernel, reads or writes host state that is not the guest's (segment registers,
-//     descriptor tables, control state, TSC, CPUID, IF, DF), or jumps far.
-//  2. Memory is reached as policy `checked` says (dbt/operand.c): [T1 + T0] or [T1] after a check in the same instruction of
-//     the guest that covers the operand's size, with the write tags if it is written; the tables of TLB and indirect branches
-//     indexed by T1; the vCPU's and the translator's own fields by displacement; the return stack by CALL and RET alone.
+//     descriptor tables, control state, CPUID, IF, DF; the TSC without the guest's offset), or jumps far.
+//  2. Memory is reached as policy `checked` says (dbt/operand.c, dbt/merge.c): an operand must lie in a range that a check
+//     has covered, with the write tags if it is written. To know where it lies, values are followed through the host's
+//     registers and the engine's fields as symbol + constant: what is not understood is a new symbol, of which nothing is
+//     checked. Besides there are the tables of TLB and indirect branches, indexed by T1, the vCPU's and the translator's own
+//     fields by displacement, and the return stack for CALL and RET alone.
 //  3. Direct branches lead to the start of an instruction in this block, to a stub, or to the block the exit is linked to.
 //  4. The map's host offsets are such starts, in order, and its guest offsets ascend within the guest's bytes.
 #include "tests/fuzz/core.h"
 #include "tests/fuzz/fuzz.h"
 
 #define MAX_CODE (256u << 10)
+
+enum kind {
+    PLAIN, // symbol + offset
+    NOT,   // its complement
+    REST,  // symbol + offset less the tag it is being compared with: offset in the page
+    PAGE,  // host address of the page that belongs to a REST
+    HOST,  // host address of symbol + offset
+    DELTA, // host address less guest address, for every address in its range
+};
+
+struct value {
+    enum kind kind;
+    uint32_t symbol;
+    int64_t offset;
+    int64_t first, end; // of what was checked, relative to the symbol; REST, HOST, DELTA
+    bool may_write;
+};
+
+struct field { // a value kept in one of the engine's fields
+    uint64_t address;
+    struct value value;
+};
 
 struct verifier {
     const struct dbt *d;
@@ -20,12 +44,14 @@ struct verifier {
     uint32_t targets[8192];       // offsets of branches within the block
     unsigned target_count;
     uint32_t at;       // offset being looked at
-    // What the last check in this guest instruction covers.
-    unsigned checked;  // bytes, 0: nothing
-    bool may_write;
+    struct value reg[16];
+    struct field field[64];
+    unsigned field_count;
+    uint32_t symbols;
     const uint64_t *tag; // the tag table last compared with
     uint32_t compared;   // the immediate of its comparison
     uint32_t slow_info;
+    unsigned owed_offset; // instructions left in which the guest's offset must be added to the host's TSC
 };
 
 #define rule(condition, what)                                                                                          \
@@ -79,6 +105,8 @@ static bool is_tag(const struct verifier *s, const uint64_t *table, bool *write)
 // Rule 1.
 static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
 {
+    if (z->mnemonic == ZYDIS_MNEMONIC_RDTSC)
+        return false;
     switch (z->meta.category) {
     case ZYDIS_CATEGORY_SYSTEM:
     case ZYDIS_CATEGORY_SYSCALL:
@@ -123,7 +151,7 @@ static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperan
     case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_STI: case ZYDIS_MNEMONIC_CLD: case ZYDIS_MNEMONIC_STD:
     case ZYDIS_MNEMONIC_CLAC: case ZYDIS_MNEMONIC_STAC: case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFD:
     case ZYDIS_MNEMONIC_PUSHFQ: case ZYDIS_MNEMONIC_POPF: case ZYDIS_MNEMONIC_POPFD: case ZYDIS_MNEMONIC_POPFQ:
-    case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_RDPMC:
+    case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_RDPMC:
     case ZYDIS_MNEMONIC_RDPID: case ZYDIS_MNEMONIC_XGETBV: case ZYDIS_MNEMONIC_XSETBV: case ZYDIS_MNEMONIC_SGDT:
     case ZYDIS_MNEMONIC_SIDT: case ZYDIS_MNEMONIC_SLDT: case ZYDIS_MNEMONIC_STR: case ZYDIS_MNEMONIC_SMSW:
     case ZYDIS_MNEMONIC_LAR: case ZYDIS_MNEMONIC_LSL: case ZYDIS_MNEMONIC_VERR: case ZYDIS_MNEMONIC_VERW:
@@ -152,63 +180,237 @@ static bool own_stack(const ZydisDecodedInstruction *z)
     return z->mnemonic == ZYDIS_MNEMONIC_CALL || z->mnemonic == ZYDIS_MNEMONIC_RET;
 }
 
-// Rule 2.
+// ---- rule 2
+static struct value fresh(struct verifier *s)
+{
+    return (struct value){.kind = PLAIN, .symbol = ++s->symbols};
+}
+
+static struct value *gpr(struct verifier *s, ZydisRegister r)
+{
+    return ZydisRegisterGetClass(r) == ZYDIS_REGCLASS_GPR64 ? &s->reg[ZydisRegisterGetId(r) & 15] : NULL;
+}
+
+static struct value *find_field(struct verifier *s, uint64_t address)
+{
+    for (unsigned i = 0; i < s->field_count; i++)
+        if (s->field[i].address == address)
+            return &s->field[i].value;
+    return NULL;
+}
+
+static void forget_fields(struct verifier *s, uint64_t address, uint64_t size)
+{
+    for (unsigned i = s->field_count; i-- > 0;)
+        if (s->field[i].address < address + size && address < s->field[i].address + 8)
+            s->field[i] = s->field[--s->field_count];
+}
+
+static uint64_t rip_address(const struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
+{
+    return s->b->code + s->at + z->length + (uint64_t)o->mem.disp.value;
+}
+
+static void check_range(struct verifier *s, const struct value *v, int64_t first, uint64_t size, bool writes)
+{
+    rule(first >= v->first && first + (int64_t)size <= v->end, "an operand outside what was checked");
+    rule(!writes || v->may_write, "a write that was checked for reading");
+}
+
+static void check_guest_memory(struct verifier *s, const ZydisDecodedOperand *o)
+{
+    const ZydisDecodedOperandMem *m = &o->mem;
+    const struct value *base = gpr(s, m->base), *index = m->index == ZYDIS_REGISTER_NONE ? NULL : gpr(s, m->index);
+    int64_t disp = m->disp.has_displacement ? m->disp.value : 0;
+    uint64_t size = o->size / 8u;
+    bool writes = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+
+    rule(size > 0, "an operand of unknown size");
+    rule(base && m->base == ZYDIS_REGISTER_RDI && (!index || m->scale == 1), "an operand not based on T1");
+    if (base->kind == HOST && !index) {
+        check_range(s, base, base->offset + disp, size, writes);
+    } else if (base->kind == PAGE && index && index->kind == REST && index->symbol == base->symbol) {
+        check_range(s, index, index->offset + disp, size, writes);
+    } else {
+        rule(base->kind == DELTA && index && index->kind == PLAIN && index->symbol == base->symbol, "an operand that was not checked");
+        check_range(s, base, index->offset + disp, size, writes);
+    }
+}
+
 static void check_memory(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
 {
     const ZydisDecodedOperandMem *m = &o->mem;
     uint64_t size = o->size / 8u;
-    int64_t disp = m->disp.has_displacement ? m->disp.value : 0;
     bool writes = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 
     if (m->type == ZYDIS_MEMOP_TYPE_AGEN) // LEA and multi-byte NOP
         return;
     rule(z->address_width == 64, "a 32-bit address");
     if (m->base == ZYDIS_REGISTER_RIP) {
-        uint64_t address = s->b->code + s->at + z->length + (uint64_t)disp;
+        uint64_t address = rip_address(s, z, o);
         rule(size && own_field(s, address, size), "a RIP-relative operand outside the engine's fields");
+        if (address == (uint64_t)&s->d->v->s.tsc_offset)
+            s->owed_offset = 0;
         if (z->mnemonic == ZYDIS_MNEMONIC_MOV && writes && address == (uint64_t)&s->d->slow_info)
             s->slow_info = (uint32_t)z->raw.imm[0].value.u;
-        return;
-    }
-    if (m->base == ZYDIS_REGISTER_NONE && m->index == ZYDIS_REGISTER_RDI) {
-        const uint64_t *table = indexed_table(s, (uint64_t)disp);
-        bool write_tag;
-        rule(table && m->scale == 8 && size == 8 && !writes, "an indexed operand outside the engine's tables");
-        if (z->mnemonic == ZYDIS_MNEMONIC_SUB && is_tag(s, table, &write_tag)) {
-            s->tag = table;
-            s->checked = 0;
-        }
-        return;
-    }
-    if (m->base == ZYDIS_REGISTER_RSP) {
+    } else if (m->base == ZYDIS_REGISTER_NONE && m->index == ZYDIS_REGISTER_RDI) {
+        rule(indexed_table(s, (uint64_t)m->disp.value) && m->scale == 8 && size == 8 && !writes,
+             "an indexed operand outside the engine's tables");
+    } else if (m->base == ZYDIS_REGISTER_RSP) {
         rule(own_stack(z) && o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN, "an operand on the return stack");
-        return;
+    } else {
+        check_guest_memory(s, o);
     }
-    rule(m->base == ZYDIS_REGISTER_RDI && disp == 0 &&
-             (m->index == ZYDIS_REGISTER_NONE || (m->index == ZYDIS_REGISTER_RBP && m->scale == 1)),
-         "an operand that is not [T1 + T0]");
-    rule(size > 0, "an operand of unknown size");
-    rule(size <= s->checked, "an operand larger than what was checked");
-    rule(!writes || s->may_write, "a write that was checked for reading");
 }
 
-static void track_checks(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
+// The value of base + index + disp, where one is known.
+static struct value sum(struct verifier *s, const struct value *base, const struct value *index, int64_t disp)
 {
+    struct value v;
+    if (base && !index && (base->kind == PLAIN || base->kind == HOST)) {
+        v = *base;
+        v.offset += disp;
+        return v;
+    }
+    if (base && index && base->kind == PAGE && index->kind == REST && index->symbol == base->symbol && !disp) {
+        v = *index;
+        v.kind = HOST;
+        return v;
+    }
+    if (base && index && base->kind == DELTA && index->kind == PLAIN && index->symbol == base->symbol) {
+        v = *base;
+        v.kind = HOST;
+        v.offset = index->offset + disp;
+        return v;
+    }
+    // host(symbol + a) - (symbol + b) - 1 + disp
+    if (base && index && base->kind == HOST && index->kind == NOT && index->symbol == base->symbol &&
+        base->offset - index->offset - 1 + disp == 0) {
+        v = *base;
+        v.kind = DELTA;
+        return v;
+    }
+    return fresh(s);
+}
+
+// What a 64-bit register gets, for the instructions that are followed.
+static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op, struct value *out)
+{
+    struct value *to = op[0].type == ZYDIS_OPERAND_TYPE_REGISTER ? gpr(s, op[0].reg.value) : NULL, *from;
+    const ZydisDecodedOperandMem *m = &op[1].mem;
     bool write_tag;
+
+    if (!to)
+        return false;
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_MOV:
+        if (op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && gpr(s, op[1].reg.value)) {
+            *out = *gpr(s, op[1].reg.value);
+            return true;
+        }
+        if (op[1].type != ZYDIS_OPERAND_TYPE_MEMORY)
+            return false;
+        if (m->base == ZYDIS_REGISTER_RIP) {
+            uint64_t address = rip_address(s, z, &op[1]);
+            from = find_field(s, address);
+            if (!from && s->field_count < sizeof s->field / sizeof s->field[0]) {
+                s->field[s->field_count] = (struct field){address, fresh(s)};
+                from = &s->field[s->field_count++].value;
+            }
+            if (from)
+                *out = *from;
+            return from;
+        }
+        if (m->base == ZYDIS_REGISTER_NONE) {
+            const uint64_t *table = indexed_table(s, (uint64_t)m->disp.value);
+            for (unsigned k = 0; k < TLB_KINDS; k++)
+                if (table == s->d->v->tlb->set[k].host_page && s->reg[T0].kind == REST) {
+                    *out = (struct value){.kind = PAGE, .symbol = s->reg[T0].symbol};
+                    return true;
+                }
+        }
+        return false;
+    case ZYDIS_MNEMONIC_LEA:
+        if (m->scale > 1 || (m->base != ZYDIS_REGISTER_NONE && !gpr(s, m->base)) || z->address_width != 64)
+            return false;
+        *out = sum(s, gpr(s, m->base), m->index == ZYDIS_REGISTER_NONE ? NULL : gpr(s, m->index),
+                   m->disp.has_displacement ? m->disp.value : 0);
+        return true;
+    case ZYDIS_MNEMONIC_NOT:
+        if (to->kind != PLAIN)
+            return false;
+        *out = *to;
+        out->kind = NOT;
+        return true;
+    case ZYDIS_MNEMONIC_INC:
+    case ZYDIS_MNEMONIC_DEC:
+        if (to->kind != PLAIN)
+            return false;
+        *out = *to;
+        out->offset += z->mnemonic == ZYDIS_MNEMONIC_INC ? 1 : -1;
+        return true;
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+        if (op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && to->kind == PLAIN) {
+            *out = *to;
+            out->offset += z->mnemonic == ZYDIS_MNEMONIC_ADD ? op[1].imm.value.s : -op[1].imm.value.s;
+            return true;
+        }
+        if (z->mnemonic == ZYDIS_MNEMONIC_SUB && op[1].type == ZYDIS_OPERAND_TYPE_MEMORY && m->index == ZYDIS_REGISTER_RDI &&
+            op[0].reg.value == ZYDIS_REGISTER_RBP && to->kind == PLAIN) {
+            const uint64_t *table = indexed_table(s, (uint64_t)m->disp.value);
+            if (!table || !is_tag(s, table, &write_tag))
+                return false;
+            s->tag = table;
+            *out = *to;
+            out->kind = REST;
+            out->first = out->end = 0; // nothing is checked yet
+            return true;
+        }
+        return false;
+    default: return false;
+    }
+}
+
+static void track_check(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
+{
+    struct value *rest = &s->reg[T0];
     if (z->mnemonic == ZYDIS_MNEMONIC_CMP && s->tag && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
         op[0].reg.value == ZYDIS_REGISTER_RBP && z->raw.imm[0].size) {
-        uint64_t limit = z->raw.imm[0].value.u;
-        rule(limit <= PAGE_SIZE, "a check beyond the page");
-        s->compared = (uint32_t)limit;
-        return;
-    }
-    // The branch of the check: JA, taken to the cold part.
-    if (z->mnemonic == ZYDIS_MNEMONIC_JNBE && s->tag && s->compared <= PAGE_SIZE) {
-        rule(is_tag(s, s->tag, &write_tag), "a comparison with no tag");
-        s->checked = (unsigned)PAGE_SIZE - s->compared;
-        s->may_write = write_tag;
+        rule(z->raw.imm[0].value.u <= PAGE_SIZE, "a check beyond the page");
+        s->compared = (uint32_t)z->raw.imm[0].value.u;
+    } else if (z->mnemonic == ZYDIS_MNEMONIC_JNBE && s->tag && rest->kind == REST) { // taken to the cold part
+        is_tag(s, s->tag, &rest->may_write);
+        rest->first = rest->offset;
+        rest->end = rest->offset + (int64_t)(PAGE_SIZE - s->compared);
         s->tag = NULL;
     }
+}
+
+// What the instruction leaves in registers and fields.
+static void track(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
+{
+    struct value v;
+    bool known = follow(s, z, op, &v), store = z->mnemonic == ZYDIS_MNEMONIC_MOV && op[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+                                              op[0].mem.base == ZYDIS_REGISTER_RIP && op[0].size == 64 &&
+                                              op[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+    for (unsigned i = 0; i < z->operand_count; i++) {
+        const ZydisDecodedOperand *o = &op[i];
+        if (!(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+            continue;
+        if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.base == ZYDIS_REGISTER_RIP) {
+            forget_fields(s, rip_address(s, z, o), o->size / 8u);
+        } else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (i || !known)) {
+            ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value);
+            if (gpr(s, whole))
+                *gpr(s, whole) = fresh(s);
+        }
+    }
+    if (known)
+        *gpr(s, op[0].reg.value) = v;
+    if (store && gpr(s, op[1].reg.value) && s->field_count < sizeof s->field / sizeof s->field[0])
+        s->field[s->field_count++] = (struct field){rip_address(s, z, &op[0]), *gpr(s, op[1].reg.value)};
+    track_check(s, z, op);
 }
 
 static bool stub(const struct dbt *d, uint64_t target)
@@ -225,8 +427,12 @@ static void check_branch(struct verifier *s, const ZydisDecodedInstruction *z)
         return; // RET, or through a table that check_memory() has seen
     if (stub(s->d, target)) {
         if (z->mnemonic == ZYDIS_MNEMONIC_CALL && target == s->d->stub_bounce) {
-            s->checked = SLOW_SIZE(s->slow_info);
-            s->may_write = s->slow_info & SLOW_WRITE;
+            struct value rest = fresh(s);
+            rest.kind = REST;
+            rest.end = SLOW_SIZE(s->slow_info);
+            rest.may_write = s->slow_info & SLOW_WRITE;
+            s->reg[T0] = rest;
+            s->reg[T1] = (struct value){.kind = PAGE, .symbol = rest.symbol};
         }
         return;
     }
@@ -296,11 +502,12 @@ void core_verify_block(const struct dbt *d, const struct block *b)
     static struct verifier v; // too large for the stack
     struct verifier *s = &v;
     ZydisDecoder decoder;
-    unsigned next_map = 0;
 
     memset(s, 0, sizeof *s);
     s->d = d;
     s->b = b;
+    for (unsigned i = 0; i < 16; i++)
+        s->reg[i] = fresh(s);
     ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     rule(b->code >= d->rx + d->cache_stubs && (uint64_t)b->code + b->code_len <= d->rx + d->cache_size && b->code_len <= MAX_CODE,
          "code outside the cache");
@@ -308,19 +515,18 @@ void core_verify_block(const struct dbt *d, const struct block *b)
         ZydisDecodedInstruction z;
         ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
         const uint8_t *p = (const uint8_t *)(uint64_t)b->code + s->at;
-        if (next_map < b->map_count && b->map[next_map].host == s->at) {
-            next_map++;
-            s->checked = 0;
-            s->tag = NULL;
-        }
         rule(ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p, b->code_len - s->at, &z, op)),
              "an undecodable instruction");
         s->starts[s->at / 8] |= (uint8_t)(1u << s->at % 8);
         rule(!forbidden(&z, op), ZydisMnemonicGetString(z.mnemonic));
-        track_checks(s, &z, op);
         for (unsigned i = 0; i < z.operand_count; i++)
             if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
                 check_memory(s, &z, &op[i]);
+        track(s, &z, op);
+        if (s->owed_offset)
+            rule(--s->owed_offset, "the host's TSC as it is");
+        if (z.mnemonic == ZYDIS_MNEMONIC_RDTSC)
+            s->owed_offset = 8;
         if (z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
             check_branch(s, &z);
         s->at += z.length;

@@ -1,5 +1,4 @@
-// What the tests of mmu/ share: a machine of RAM and one vCPU without engine, page tables built by hand,
-// and stand-ins for the two functions of cpu/ that mmu/ calls.
+// What the tests of mmu/ share: a machine of RAM and one vCPU without engine, and page tables built by hand.
 #pragma once
 #include <setjmp.h>
 #include <stdarg.h>
@@ -23,22 +22,10 @@
 #define XD        (1ull << 63)
 
 static struct cpu_model fixture_model;
-static jmp_buf fixture_fault;
-
-unsigned cpu_model_phys_bits(const struct cpu_model *model)
-{
-    return model->phys_bits;
-}
-
-void cpu_throw_page_fault(struct vcpu *v, uint64_t la, uint32_t error)
-{
-    v->s.cr2 = la;
-    v->event = (struct cpu_event){.vector = EXC_PF, .has_error = 1, .error = error, .cr2 = la};
-    longjmp(fixture_fault, 1);
-}
+static struct vcpu *fixture_vcpu;
 
 // Runs `call`; true if it raised #PF (v->event tells which).
-#define FAULTS(call) (setjmp(fixture_fault) ? true : ((call), false))
+#define FAULTS(call) (__builtin_setjmp(fixture_vcpu->throw_buf) ? true : ((call), false))
 
 enum paging { PAGING_32, PAGING_PAE, PAGING_LONG };
 
@@ -147,6 +134,7 @@ static void world_create(struct world *w)
     assert_int_equal(mem_create(&w->mem, 16 << 20), 0);
     w->v = aligned_alloc(64, (sizeof *w->v + 63) & ~63ull);
     assert_non_null(w->v);
+    fixture_vcpu = w->v;
     memset(w->v, 0, sizeof *w->v);
     w->v->mem = &w->mem;
     w->v->model = &fixture_model;

@@ -324,7 +324,7 @@ static void single_step_sets_bs_and_not_rf(void **state)
     put_gate32(w, EXC_DB, CS32, HANDLER, SYS_INT, 0);
     w->v->s.rflags |= FL_TF;
     w->v->s.dr[7] |= DR7_GD;
-    cpu_single_step_trap(w->v);
+    cpu_debug_trap(w->v, true);
     assert_int_equal(w->v->s.dr[6], 0xffff4ff0);
     assert_int_equal(peek(w, KSTACK - 4, 4), FL_TF | FL_ONE);
     assert_false(w->v->s.rflags & FL_TF);

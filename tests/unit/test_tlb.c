@@ -192,7 +192,7 @@ static void a_fault_throws_its_address_and_drops_what_was_cached(void **state)
     fill(LA_BASE, ACC_READ);
     assert_true(FAULTS(mmu_fill(world.v, LA_BASE + 0x777, ACC_WRITE)));
     assert_int_equal(world.v->event.error, 3);
-    assert_int_equal(world.v->s.cr2, LA_BASE + 0x777);
+    assert_int_equal(world.v->event.cr2, LA_BASE + 0x777);
     assert_false(hits(LA_BASE, false));
     poke(&world, leaf, 0, 8);
     assert_true(FAULTS(mmu_fill(world.v, LA_BASE, ACC_READ)));
@@ -562,14 +562,14 @@ static void a_write_that_faults_on_its_second_page_changes_nothing(void **state)
     uint64_t leaf = map(LA_BASE, 0x400000, 4096, P | W);
     uint64_t second = map(LA_BASE + 4096, 0x401000, 4096, P);
     assert_true(FAULTS(mmu_write(world.v, LA_BASE + 4092, &value, 8, 0)));
-    assert_int_equal(world.v->s.cr2, LA_BASE + 4096);
+    assert_int_equal(world.v->event.cr2, LA_BASE + 4096);
     assert_int_equal(world.v->event.error, 3);
     assert_int_equal(peek(&world, 0x400ffc, 4), 0);
     assert_int_equal(peek(&world, leaf, 8) & D, 0);
     poke(&world, leaf, 0, 8);
     poke(&world, second, 0, 8);
     assert_true(FAULTS(mmu_read(world.v, LA_BASE + 4092, &value, 8, 0)));
-    assert_int_equal(world.v->s.cr2, LA_BASE + 4092); // the lower page first
+    assert_int_equal(world.v->event.cr2, LA_BASE + 4092); // the lower page first
     assert_int_equal(world.v->event.error, 0);
 }
 
@@ -582,7 +582,7 @@ static void check_checks_every_page_and_accesses_none(void **state)
     assert_false(FAULTS(mmu_check(world.v, LA_BASE + 1, 8191, ACC_WRITE)));
     assert_false(FAULTS(mmu_check(world.v, LA_BASE + 1, 8192, ACC_READ)));
     assert_true(FAULTS(mmu_check(world.v, LA_BASE + 1, 8192, ACC_WRITE)));
-    assert_int_equal(world.v->s.cr2, LA_BASE + 8192);
+    assert_int_equal(world.v->event.cr2, LA_BASE + 8192);
     assert_false(FAULTS(mmu_check(world.v, LA_BASE + (1ull << 40), 0, ACC_WRITE)));
 }
 

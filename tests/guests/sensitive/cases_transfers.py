@@ -22,6 +22,14 @@ QEMU_DIFFERS = [
     ('beyond the IDT', 'c16u c32 c32u l lu', 'its error code has the index times 16'),
     ('INT through a gate beyond its code segment', '', 'it does not check'),
     ('INT1', '', 'it does not have it'),
+    ('INT 1 looks at the DPL', 'c16u c32u lu', 'its error code has the index times 16'),
+    ('INT3 looks at the DPL', 'lu', 'its error code has the index times 16'),
+    ('fault in delivery has EXT', '', 'it sets no EXT'),
+    ('a v8086 program goes to ring 0 only', '', 'it goes to ring 1'),
+    ('IRET to compatibility mode with a null SS', '', 'it takes it'),
+    ('IRET to code with L and D', '', 'it takes them'),
+    ('IRET beyond the limit', '', 'it does not check'),
+    ('IRET to v8086 mode from ring 3', '', 'it goes there'),
 ]
 
 SHORT_TSS = 'mov word [GDT + 0x80], 0x10'  # room for the stack of ring 0 only

@@ -128,7 +128,7 @@ def assembly(cases):
             lines += [f'{p}_mem{j}: {local(data)}', f'{p}_mem{j}_end:']
         lines += [f'{p}_steps:']
         for s in c.steps or []:
-            lines += [f'dd A({p}{s})' if s.startswith('.') else f'dd {s}']
+            lines += [f'dd A({p}{s})' if s.startswith('.') else f'dd {local(s)}']
         lines += [f'{p}_finish:']
     return '\n'.join(lines) + '\n'
 
@@ -240,6 +240,15 @@ class Result:
             self.seg = dict(zip(('es', 'ds', 'fs', 'gs'), (w & 0xffff for w in words[5:9])))
 
 
+def check_memory(record, dumps, wrong):
+    at = struct.unpack_from('<I', record, 88)[0]
+    for address, got in dumps:
+        expected = record[at:at + len(got)]
+        if got != expected:
+            wrong.append(f'memory at {address:#x} is {got.hex(" ")}, not {expected.hex(" ")}')
+        at += len(got)
+
+
 def check(case, record, result, dumps, exact):
     """Everything in which a result differs from what the case says."""
     wrong = []
@@ -250,6 +259,13 @@ def check(case, record, result, dumps, exact):
         if got != expected:
             wrong.append(f'{what} is {form.format(got)}, not {form.format(expected)}')
 
+    if case.fault == 'task':  # only the error code and memory are looked at
+        if result.kind != LAYOUT['FRAME_TASK']:
+            wrong.append(f'got {NAMES.get(result.vector)} in no task of its own')
+            return wrong
+        same('the error code', result.error, case.err)
+        check_memory(record, dumps, wrong)
+        return wrong
     if result.vector != vector:
         where = ('the instruction' if result.rip == insn else 'the end' if result.rip == end else
                  f'{result.rip:#x} (the instruction is at {insn:#x})')
@@ -309,13 +325,8 @@ def check(case, record, result, dumps, exact):
         for what, got, expected in zip(('FS base', 'GS base', 'KernelGSbase'), result.bases, case.obases):
             if expected is not None:
                 same(what, got, expected)
-    expected_at, steps_at = struct.unpack_from('<2I', record, 88)
-    at = expected_at
-    for address, got in dumps:
-        expected = record[at:at + len(got)]
-        if got != expected:
-            wrong.append(f'memory at {address:#x} is {got.hex(" ")}, not {expected.hex(" ")}')
-        at += len(got)
+    check_memory(record, dumps, wrong)
+    steps_at = struct.unpack_from('<I', record, 92)[0]
     if case.steps is not None:
         expected = list(struct.unpack_from(f'<{len(case.steps)}I', record, steps_at))
         got = [t[0] for t in result.trace]

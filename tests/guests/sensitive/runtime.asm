@@ -333,16 +333,22 @@ common32:
         push ds
         mov eax, DATA0
         mov ds, ax
-        cmp dword [esp + 12], 1
+        mov eax, ss             ; a 16-bit stack uses SP, whatever is above it in ESP
+        lar eax, eax
+        bt eax, 22
+        mov eax, esp
+        jc .big
+        movzx eax, ax
+.big:   cmp dword [eax + 12], 1
         jne .stop
         cmp byte [PARAM+P_TRACE], 0
         je .stop
+        cmp dword [R_TRACE_COUNT], TRACE_MAX
+        jae .stop
         push edx
+        mov edx, [eax + 16]
         mov eax, [R_TRACE_COUNT]
-        cmp eax, TRACE_MAX
-        jae .full
         inc dword [R_TRACE_COUNT]
-        mov edx, [esp + 20]
         mov [R_TRACE + eax * 8], edx
         mov edx, dr6
         mov [R_TRACE + eax * 8 + 4], edx
@@ -353,8 +359,9 @@ common32:
         pop eax
         add esp, 8
         iretd
-.full:  pop edx
 .stop:
+        add eax, 16
+        mov [R_RSP], eax
         mov byte [R_KIND], FRAME32
         mov [R_GPR+1*8], ecx
         mov [R_GPR+2*8], edx
@@ -368,14 +375,7 @@ common32:
         pop dword [R_FLAGS]
         pop eax
         mov [R_VECTOR], al
-        mov eax, esp
         mov [R_SS], ss
-        mov ecx, ss
-        lar edx, ecx
-        bt edx, 22
-        jc .big
-        movzx eax, ax
-.big:   mov [R_RSP], eax
 store_rest:                     ; in 32-bit protected mode, whichever task; DS is flat
         mov [R_CS], cs
         mov [R_ES], es
