@@ -32,12 +32,19 @@ void op_popa(struct vcpu *v, const struct insn *in)
     advance(v, in);
 }
 
+static void require_aligned(struct vcpu *v, uint64_t rsp, unsigned size)
+{
+    if (alignment_checked(v) && cpu_linear(v, SEG_SS, rsp, size, true) & (size - 1))
+        cpu_throw_error(v, EXC_AC, 0);
+}
+
 void op_enter(struct vcpu *v, const struct insn *in)
 {
     unsigned size = in->op_size, frame_size = in->imm & 0xffff, level = in->imm >> 16 & 31;
     struct stack st;
     stack_current(v, &st);
     uint64_t rbp = v->s.gpr[RBP];
+    require_aligned(v, (st.rsp - size) & st.mask, size);
     stack_push(v, &st, size, rbp);
     uint64_t frame = st.rsp;
     for (unsigned i = 1; i < level; i++) {
@@ -47,7 +54,8 @@ void op_enter(struct vcpu *v, const struct insn *in)
     if (level)
         stack_push(v, &st, size, frame);
     uint64_t rsp = stack_merge(st.rsp, st.rsp - frame_size, st.mask);
-    // #SS or #PF if a write at the final stack pointer would fault
+    // #SS, #AC or #PF if a write at the final stack pointer would fault
+    require_aligned(v, rsp & st.mask, size);
     mmu_check(v, cpu_linear(v, SEG_SS, rsp & st.mask, size, true), size, ACC_WRITE | mmu_acc(v));
     v->s.gpr[RSP] = rsp;
     gpr_write(v, RBP, size, frame);

@@ -517,7 +517,7 @@ static uint64_t fxsave_operand(struct vcpu *v, const struct insn *in, bool write
     uint64_t base = cpu_effective_address(v, in);
     uint64_t la = cpu_linear(v, in->sreg, base, 512, write);
     if (la & 15)
-        cpu_throw_error(v, EXC_GP, 0);
+        cpu_throw_error(v, alignment_checked(v) ? EXC_AC : EXC_GP, 0);
     touch_byte(v, in, base + 511, write);
     mmu_check(v, la, 512, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
     return base;
@@ -651,6 +651,8 @@ static void decode_env(const struct vcpu *v, const struct insn *in, const uint8_
 static void touch_ends(struct vcpu *v, const struct insn *in, uint64_t base, unsigned size, bool write)
 {
     unsigned word = in->op_size == 2 ? 2 : 4;
+    if (alignment_checked(v) && cpu_linear(v, in->sreg, base, word, write) & (word - 1))
+        cpu_throw_error(v, EXC_AC, 0);
     if (v->model->amd)
         mmu_check(v, cpu_linear(v, in->sreg, base, word, write), word, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
     touch_byte(v, in, base + size - 1, write);

@@ -332,7 +332,7 @@ bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *ri
 
 void cache_link(struct dbt *d, struct exit *e, struct block *to)
 {
-    if (e->to || e->from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || (to->key ^ e->from->key) & ~KEY_NOMERGE || to->key & KEY_NOMERGE)
+    if (e->to || e->from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || to->key != e->key)
         return;
     if (e->kind == EXIT_FAR) {
         if (!e->logged) {

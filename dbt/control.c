@@ -121,7 +121,7 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     if (b->exit_count == 2 || t->a.overflow)
         return NULL;
     struct exit *e = &b->exits[b->exit_count++];
-    *e = (struct exit){.target = rip, .from = b, .kind = leaves ? EXIT_FAR : EXIT_NEAR};
+    *e = (struct exit){.target = rip, .from = b, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE};
     if (leaves)
         e->site = (uint32_t)(uint64_t)&d->slots[d->slot_used++];
     return e;

@@ -46,7 +46,9 @@ extern const uint8_t host_of_guest[16];
 #define KEY_AVX512    0x00080000u
 #define KEY_ONE       0x00100000u // one instruction, every exit goes to the dispatcher (TF, interrupt shadow)
 #define KEY_BOUNCE    0x00200000u // with KEY_ONE: memory operands go through a bounce buffer
+#define KEY_AC        0x01000000u // with KEY_BOUNCE: alignment is checked (CPL 3, EFLAGS.AC, CR0.AM)
 #define KEY_TSD       0x00800000u // CR4.TSD at CPL > 0: RDTSC faults
+#define KEY_SMAP      0x02000000u
 #define KEY_NOMERGE   0x00400000u // every access has its own check
 
 struct block;
@@ -57,6 +59,7 @@ struct exit { // a direct exit of a block
     uint64_t target;         // RIP
     struct block *from, *to; // to: linked block, or null
     struct exit *incoming_next;
+    uint32_t key;            // of the block it leads to
     uint32_t cold;           // run address of its unlinked code
     uint32_t site;           // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
     uint8_t kind;
@@ -133,7 +136,9 @@ struct context {
     uint32_t key, cs_limit;
     uint64_t *tag;  // [65536] RIP; no RIP has the index of an empty entry's tag
     uint64_t *code; // [65536] run address
+    uint64_t ras_base, ras_sp; // this mode's return stack; ras_sp while another mode runs
 };
+#define RAS_SIZE 16384 // bytes of a return stack, above a guard page
 
 #define IB_LOG 65536
 #define SLOT_COUNT 262144
@@ -216,6 +221,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     unsigned fault_vector;
     bool count_executed; // each block counts its instructions as it is entered
     bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
+    uint8_t *ras; // the contexts' return stacks
     void *alt_stack;
     int tid, pid;
     struct dbt_counters n;
@@ -244,10 +250,16 @@ void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);
 static inline unsigned unmerged_slot(uint64_t rip) { return (unsigned)(rip * 0x9e3779b97f4a7c15ull >> 52); }
 void cache_unmerge(struct dbt *d, struct block *b); // translate it without groups from now on
-static inline void ras_reset(struct dbt *d) { d->ras_sp = d->ras_base; }
+static inline void ras_reset(struct dbt *d) // forgets all predictions
+{
+    for (unsigned i = 0; i < d->context_count; i++)
+        d->contexts[i].ras_sp = d->contexts[i].ras_base;
+    d->ras_sp = d->ras_base;
+}
 
 // ---- mode.c
 void mode_update(struct dbt *d);
+struct context *mode_context(struct dbt *d, uint32_t key); // null: none left
 struct code_page { uint64_t gpa; bool global; };
 struct code_page mode_fetch(struct dbt *d, uint64_t la); // throws #PF
 
@@ -294,8 +306,9 @@ void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g
 
 // ---- masked.c
 #define MASKED_STORE_AGAIN (4 * PAGE_SIZE) // from the first run's operand to the second's
-// Sets up the windows for the operand slow_info tells about; returns where it is there.
-uint64_t masked_open(struct dbt *d, uint64_t offset);
+// Places the operand slow_info tells about in the windows. Returns whether all of it can be accessed.
+bool masked_place(struct dbt *d, uint64_t offset);
+uint64_t masked_open(struct dbt *d, uint64_t offset); // places and fills; returns where the operand is there
 // Whether a host fault at this address is the operand's. Then v->event is the guest's exception.
 bool masked_fault(struct dbt *d, uint64_t address);
 void masked_commit(struct dbt *d); // after both runs of a store

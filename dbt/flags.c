@@ -55,7 +55,9 @@ static bool accesses_memory(const struct ginsn *g)
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
     case ZYDIS_MNEMONIC_LEAVE: return true;
-    case ZYDIS_MNEMONIC_RDTSC: return true; // does arithmetic of ours
+    case ZYDIS_MNEMONIC_STAC: // these do arithmetic of ours
+    case ZYDIS_MNEMONIC_CLAC:
+    case ZYDIS_MNEMONIC_RDTSC: return true;
     default: return g->cls != CLASS_INLINE && mem_operand(g, &ea, &size, &rd, &wr);
     }
 }

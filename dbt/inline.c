@@ -12,6 +12,8 @@ bool can_inline(const struct translation *t, const struct ginsn *g)
     case OP_STI: return level0;
     case OP_SWAPGS: return level0 && t->code_size == 8;
     case OP_RDTSC: return !(t->key & KEY_TSD);
+    case OP_STAC:
+    case OP_CLAC: return level0 && t->code_size == 8 && t->key & KEY_SMAP;
     default: return false;
     }
 }
@@ -59,12 +61,45 @@ static void emit_sti(struct translation *t, struct ginsn *g, bool last)
     a_store_imm8_abs(a, STATE(t, iflag), 1);
 }
 
+// STAC, CLAC: on in the mode that may resp. may not touch user pages, which has a return stack of its own.
+static void emit_ac(struct translation *t, struct ginsn *g)
+{
+    struct asm_buf *a = &t->a;
+    struct dbt *d = t->d;
+    struct block *b = t->b;
+    uint64_t next = g->rip + g->z.length;
+    unsigned kind = g->sens == OP_STAC ? TLB_KERNEL_AC : TLB_KERNEL;
+    uint32_t key = (b->key & ~(KEY_TLB_MASK | KEY_NOMERGE)) | kind << KEY_TLB_SHIFT;
+    struct context *from = d->context, *to = mode_context(d, key);
+    if (!from || !to) {
+        emit_site(t, g);
+        return;
+    }
+    a8(a, 0x80); // or/and byte [rflags + 2]
+    a_abs(a, g->sens == OP_STAC ? 1 : 4, STATE(t, rflags) + 2, 1);
+    a8(a, g->sens == OP_STAC ? FL_AC >> 16 : (uint8_t)~(FL_AC >> 16));
+    if (from != to) {
+        a_store_abs(a, 8, (uint64_t)&from->ras_sp, H_SP);
+        a_load_abs(a, 8, H_SP, (uint64_t)&to->ras_sp);
+        a_store_imm32_abs(a, 8, DBT(t, ras_base), (uint32_t)to->ras_base);
+        a_store_imm32_abs(a, 8, DBT(t, context), (uint32_t)(uint64_t)to);
+        a_store_imm32_abs(a, 4, DBT(t, key), key);
+    }
+    unsigned exits = b->exit_count;
+    t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
+    emit_exit_to(t, next);
+    if (b->exit_count > exits)
+        b->exits[exits].key = key;
+}
+
 void emit_inline(struct translation *t, struct ginsn *g, bool last)
 {
     switch (g->sens) {
     case OP_CLI: a_store_imm8_abs(&t->a, STATE(t, iflag), 0); break;
     case OP_STI: emit_sti(t, g, last); break;
     case OP_SWAPGS: emit_swapgs(t); break;
+    case OP_STAC:
+    case OP_CLAC: emit_ac(t, g); break;
     default: emit_rdtsc(t); break;
     }
 }

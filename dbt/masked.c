@@ -101,7 +101,7 @@ static void fill(uint8_t *p, unsigned n, uint8_t value)
         *(volatile uint8_t *)(p + i) = value;
 }
 
-uint64_t masked_open(struct dbt *d, uint64_t offset)
+bool masked_place(struct dbt *d, uint64_t offset)
 {
     struct vcpu *v = d->v;
     struct masked *m = &d->masked;
@@ -121,6 +121,15 @@ uint64_t masked_open(struct dbt *d, uint64_t offset)
     } else {
         m->data = d->windows + (m->ok[0] ? PAGE_SIZE : 0) + (m->la & (PAGE_SIZE - 1));
     }
+    return m->ok[0] && (!two || m->ok[1]);
+}
+
+uint64_t masked_open(struct dbt *d, uint64_t offset)
+{
+    struct vcpu *v = d->v;
+    struct masked *m = &d->masked;
+    masked_place(d, offset);
+    unsigned size = m->len;
     for (unsigned part = 0; part < 2; part++) {
         unsigned from = part ? m->split : 0, n = part ? size - m->split : m->split;
         if (!m->ok[part])

@@ -33,7 +33,7 @@ static void segment_limits(struct dbt *d, unsigned i)
     d->limit_write[i] = write;
 }
 
-static struct context *find_context(struct dbt *d, uint32_t key)
+struct context *mode_context(struct dbt *d, uint32_t key)
 {
     const struct segment *cs = &d->v->s.seg[SEG_CS];
     bool code64 = (key & KEY_CODE_MASK) == KEY_CODE64;
@@ -58,6 +58,7 @@ static struct context *find_context(struct dbt *d, uint32_t key)
     c->key = key;
     c->cs_base = base;
     c->cs_limit = limit;
+    c->ras_sp = c->ras_base;
     return c;
 }
 
@@ -89,6 +90,7 @@ void mode_update(struct dbt *d)
         k &= ~KEY_STACK32;
     }
     k |= (uint32_t)mmu_tlb_kind(v) << KEY_TLB_SHIFT;
+    k |= s->cr4 & CR4_SMAP ? KEY_SMAP : 0;
     k |= s->cr0 & CR0_TS ? KEY_TS : 0;
     k |= s->cr0 & CR0_EM ? KEY_EM : 0;
     k |= s->cr0 & CR0_MP ? KEY_MP : 0;
@@ -99,16 +101,22 @@ void mode_update(struct dbt *d)
         k |= (s->xcr0 & 6) == 6 ? KEY_AVX : 0;
         k |= (s->xcr0 & 0xe6) == 0xe6 ? KEY_AVX512 : 0;
     }
+    // The host checks the alignment itself, where the instruction runs on a bounce buffer that keeps it.
+    if (s->cpl == 3 && s->rflags & FL_AC && s->cr0 & CR0_AM)
+        k |= KEY_ONE | KEY_BOUNCE | KEY_AC;
     if (k != d->key || !d->context || d->context->cs_base != ((k & KEY_CODE64) ? 0 : cs->base) ||
         d->context->cs_limit != ((k & KEY_CODE64) ? 0 : cs->limit)) {
-        d->context = find_context(d, k);
-        if (!d->context && !d->stepping) {
+        struct context *c = mode_context(d, k);
+        if (!c) {
             cache_flush(d);
             d->context_count = 0;
-            d->context = find_context(d, k);
+            c = mode_context(d, k);
+        } else if (d->context) {
+            d->context->ras_sp = d->ras_sp;
         }
-        *(uint64_t *)d->ras_base = d->context ? d->stub_ret_empty[d->context - d->contexts] : d->stub_ret_none;
-        ras_reset(d);
+        d->context = c;
+        d->ras_base = c->ras_base;
+        d->ras_sp = c->ras_sp;
     }
     d->key = k;
     d->key_gen = v->mode_gen;
@@ -122,6 +130,8 @@ struct code_page mode_fetch(struct dbt *d, uint64_t la)
     unsigned i = page & 255;
     if (d->code_tlb[i].page == page && d->code_tlb[i].kind == kind)
         return (struct code_page){d->code_tlb[i].gpa_page | (la & (PAGE_SIZE - 1)), d->code_tlb[i].global};
+    if ((uint64_t)((int64_t)(la << 16) >> 16) != la) // 64-bit code only
+        cpu_throw_error(v, EXC_GP, 0);
     uint64_t gpa = mmu_fetch_gpa(v, la);
     struct walk w = {0};
     uint32_t error;

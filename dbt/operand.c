@@ -183,6 +183,8 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
     if (bounce(t)) {
         a_store_imm32_abs(a, 4, DBT(t, slow_info), info);
         a_call_to(a, t->d->stub_bounce);
+        if (t->key & KEY_AC)
+            a_bytes(a, "\x9c\x81\x0c\x24\x00\x00\x04\x00\x9d", 9); // pushfq; or dword [rsp], AC; popfq
         if (write)
             t->committed = true;
         return;

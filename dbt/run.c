@@ -162,7 +162,7 @@ uint64_t run_string(struct dbt *d, uint64_t arg)
     string_execute(v, &s->in);
     if (v->s.rip != s->rip)
         return run_step(d, v->s.rip);
-    debug_traps(v, false); // between two iterations
+    debug_traps(v, v->s.rflags & FL_TF); // between two iterations
     return next_code(d);
 }
 
@@ -326,6 +326,10 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset)
         cpu_throw_error(v, EXC_GP, 0);
     if (size > BOUNCE_SIZE - 64)
         cpu_throw_error(v, EXC_GP, 0);
+    if (d->key & KEY_AC && size > 1 && size <= 64 && !masked_place(d, offset)) {
+        d->bounce_len = 0; // it will fault there, for its alignment or for its page: the host knows what comes first
+        return (uint64_t)d->masked.data;
+    }
     if (!write)
         return (uint64_t)bounce_read(d, la, size);
     uint8_t *p = d->bounce[0] + (la & 63);
@@ -342,8 +346,8 @@ _Noreturn void run_fault(struct dbt *d)
 {
     unsigned vector = d->fault_vector;
     d->n.faults++;
-    if (vector == EXC_GP)
-        cpu_throw_error(d->v, EXC_GP, 0);
+    if (vector == EXC_GP || vector == EXC_AC)
+        cpu_throw_error(d->v, vector, 0);
     if (vector == EXC_PF) // masked_fault() has made the event
         leave(d);
     cpu_throw(d->v, vector);

@@ -14,7 +14,6 @@
 #include <unistd.h>
 #include "dbt/dbt.h"
 
-#define RAS_SIZE 65536
 #define ALT_SIZE (128 * 1024)
 #define HOST_TF  0x100
 
@@ -66,8 +65,15 @@ static void stop_or_step(struct dbt *d, greg_t *r)
     d->stepping = 0;
 }
 
+// The host's AC is set around instructions of blocks with KEY_AC, and stays so in a handler.
+static void clear_ac(void)
+{
+    __asm__ volatile("pushfq; andl %0, (%%rsp); popfq" : : "i"(~FL_AC) : "cc", "memory");
+}
+
 static void on_kick(int sig, siginfo_t *info, void *context)
 {
+    clear_ac();
     (void)sig;
     struct dbt *d = current;
     if (!d)
@@ -97,6 +103,7 @@ static void die(struct dbt *d, int sig, const siginfo_t *info, const greg_t *r)
 
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
+    clear_ac();
     greg_t *r = ((ucontext_t *)context)->uc_mcontext.gregs;
     struct dbt *d = current;
     if (d && sig == SIGTRAP && (d->stepping || r[REG_EFL] & HOST_TF)) {
@@ -115,6 +122,7 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     case EXC_UD:
     case EXC_MF:
     case EXC_XM:
+    case EXC_AC:
     case EXC_GP: break;
     case EXC_PF:
         if (address >= d->ras_base + 16 - RAS_SIZE - PAGE_SIZE && address < d->ras_base) {
@@ -129,21 +137,25 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     take_state(d, r, rip, cache_map(b, at)->parked & 2);
     d->fault_vector = (unsigned)r[REG_TRAPNO];
     r[REG_RIP] = (greg_t)d->stub_fault;
-    r[REG_EFL] &= ~HOST_TF;
+    r[REG_EFL] &= ~(HOST_TF | FL_AC);
     d->stepping = 0;
 }
 
 int signal_attach(struct dbt *d)
 {
-    uint8_t *ras = mmap(NULL, RAS_SIZE + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     void *alt = mmap(NULL, ALT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (ras == MAP_FAILED || alt == MAP_FAILED)
+    const size_t stride = RAS_SIZE + PAGE_SIZE;
+    d->ras = map_low(CONTEXTS * stride, -1, PROT_READ | PROT_WRITE);
+    if (!d->ras || alt == MAP_FAILED)
         return -ENOMEM;
-    mprotect(ras, PAGE_SIZE, PROT_NONE);
-    d->ras_base = (uint64_t)ras + RAS_SIZE + PAGE_SIZE - 16;
-    *(uint64_t *)d->ras_base = d->stub_ret_none;
+    for (unsigned i = 0; i < CONTEXTS; i++) {
+        struct context *c = &d->contexts[i];
+        mprotect(d->ras + i * stride, PAGE_SIZE, PROT_NONE);
+        c->ras_base = c->ras_sp = (uint64_t)d->ras + (i + 1) * stride - 16;
+        *(uint64_t *)c->ras_base = d->stub_ret_empty[i];
+    }
+    d->ras_sp = d->ras_base = d->contexts[0].ras_base;
     d->alt_stack = alt;
-    ras_reset(d);
     stack_t st = {.ss_sp = alt, .ss_size = ALT_SIZE};
     if (sigaltstack(&st, NULL) < 0)
         return -errno;
@@ -167,7 +179,7 @@ void signal_detach(struct dbt *d)
     stack_t st = {.ss_flags = SS_DISABLE};
     sigaltstack(&st, NULL);
     munmap(d->alt_stack, ALT_SIZE);
-    munmap((void *)(d->ras_base + 16 - RAS_SIZE - PAGE_SIZE), RAS_SIZE + PAGE_SIZE);
+    munmap(d->ras, CONTEXTS * (RAS_SIZE + PAGE_SIZE));
     current = NULL;
 }
 

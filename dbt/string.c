@@ -96,6 +96,8 @@ static void set_arith(struct vcpu *v, uint64_t f)
 static uint64_t checked(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned size, bool write)
 {
     uint64_t la = cpu_linear(v, sreg, offset, size, write);
+    if (v->s.cpl == 3 && v->s.rflags & FL_AC && v->s.cr0 & CR0_AM && la & (size - 1))
+        cpu_throw_error(v, EXC_AC, 0);
     mmu_check(v, la, size, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
     return la;
 }
@@ -201,11 +203,12 @@ void string_execute(struct vcpu *v, const struct insn *in)
         uint64_t count = *reg(v, RCX) & m;
         if (!count)
             break;
-        uint64_t n = piece(v, in, count, &stop);
+        bool step = v->s.rflags & FL_TF; // traps after each iteration (SDM 2B, REP)
+        uint64_t n = piece(v, in, step ? 1 : count, &stop);
         advance(v, RCX, in->addr_size, -n);
         if (stop)
             break;
-        if (v->debug_hits && (*reg(v, RCX) & m))
+        if ((step || v->debug_hits) && (*reg(v, RCX) & m))
             return; // a breakpoint traps after the iteration that hit it
         if (__atomic_load_n(&v->requests, __ATOMIC_ACQUIRE) && (*reg(v, RCX) & m))
             return; // interrupts are taken between pieces; RIP stays at the instruction

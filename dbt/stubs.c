@@ -105,6 +105,20 @@ static uint64_t leave_stub(struct gen *g, void *fn, uint64_t tail)
     return at;
 }
 
+// The way out of a block with KEY_AC: C code has no use for alignment checks.
+static void clear_ac(struct gen *g)
+{
+    a_bytes(&g->a, "\x9c\x81\x24\x24\xff\xff\xfb\xff\x9d", 9); // pushfq; and dword [rsp], ~AC; popfq
+}
+
+static uint64_t step_stub(struct gen *g, void *fn, uint64_t tail)
+{
+    uint64_t at = asm_here(&g->a);
+    clear_ac(g);
+    leave_stub(g, fn, tail);
+    return at;
+}
+
 static void count(struct gen *g, uint64_t counter) // flags are parked
 {
     a_rex(&g->a, 8, 0, 0, 0, 0);
@@ -194,8 +208,8 @@ int stubs_create(struct dbt *d)
     d->stub_string = leave_stub(g, run_string, tail);
     d->stub_gather = leave_stub(g, run_gather, tail);
     d->stub_ib_miss = leave_stub(g, run_indirect, tail);
-    d->stub_step = leave_stub(g, run_step, tail);
-    d->stub_commit = leave_stub(g, run_commit, tail);
+    d->stub_step = step_stub(g, run_step, tail);
+    d->stub_commit = step_stub(g, run_commit, tail);
 
     // A RET whose landing is not where the guest returns to: forget the predictions, look the target up. And the
     // bottom of the return stack: a RET nobody predicted.
@@ -238,6 +252,7 @@ int stubs_create(struct dbt *d)
 
     d->stub_bounce = asm_here(a);
     pop_return(g);
+    clear_ac(g);
     save_regs(g);
     save_flags(g);
     to_c_stack(g);

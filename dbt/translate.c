@@ -44,6 +44,8 @@ static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, uns
 
 static bool ends_block(const struct translation *t, const struct ginsn *g)
 {
+    if (g->cls == CLASS_INLINE && (g->sens == OP_STAC || g->sens == OP_CLAC))
+        return true; // what follows runs in another mode
     if (t->key & KEY_ONE || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return true;
     if (g->cls != CLASS_CONTROL)
@@ -206,6 +208,13 @@ static void open_window(struct dbt *d, struct window *w, uint64_t la)
     w->p = slot.kind == MEM_RAM || slot.kind == MEM_ROM ? slot.host - (page.gpa & (PAGE_SIZE - 1)) : NULL;
 }
 
+// Before its bytes are read: a device that writes them meanwhile then sees the trace (mem_write()).
+static void trace_window(struct dbt *d, const struct window *w)
+{
+    if (w->p)
+        mem_trace_set(d->v->mem, w->gpa, TRACE_CODE);
+}
+
 // The instruction does not end within the code segment.
 static void beyond_limit(struct translation *t, struct ginsn *g)
 {
@@ -246,6 +255,7 @@ static void decode_block(struct translation *t, struct window *w)
             struct window next;
             memcpy(w->joined, w->p + off, head);
             open_window(d, &next, w->la + PAGE_SIZE); // a fault here is the instruction's own
+            trace_window(d, &next);
             memcpy(w->joined + head, next.p ? next.p : ones, 15 - head < 16 ? 15 - head : 15);
             if (!decode(t, g, w->joined, allowed < MAX_LENGTH ? (unsigned)allowed : MAX_LENGTH, rip))
                 beyond_limit(t, g);
@@ -292,6 +302,7 @@ struct block *translate(struct dbt *d, uint32_t key)
             t->code_size = (key & KEY_CODE_MASK) == KEY_CODE64 ? 8 : key & KEY_CODE32 ? 4 : 2;
             t->rip_mask = t->code_size == 8 ? ~0ull : 0xffffffffull;
             t->window = &w;
+            trace_window(d, &w);
             decode_block(t, &w);
             if (t->count)
                 liveness(t);

@@ -409,6 +409,9 @@ bool mem_write(struct mem_map *m, uint64_t gpa, const void *data, size_t n)
         if (host) {
             mem_prefault(m, slot.ram_page);
             copy_bytes(host, from, part);
+            // Store the bytes, then look at the trace byte; who traces a page sets its byte, then reads the bytes
+            // (mem_trace_set() is a fence). So one of the two sees the other, also from different processes.
+            __atomic_thread_fence(__ATOMIC_SEQ_CST);
             if (mem_trace_bits(m, slot.ram_page))
                 mem_trace_written(m, gpa, (unsigned)part);
         } else {

@@ -26,7 +26,7 @@ make_cache()
 build_packages=(gcc libc6-dev meson ninja-build pkg-config libzydis-dev libcapstone-dev libglib2.0-dev acpica-tools
     libcmocka-dev)
 # What the test images need.
-image_packages=(cpio gzip python3 ca-certificates)
+image_packages=(cpio gzip python3 ca-certificates nasm)
 
 as_root()
 {

@@ -46,7 +46,7 @@ static void every_option_reaches_its_field(void **state)
                                "d.img,snapshot=on,readonly=on", "--serial", "stdio", "--serial",
                                "unix:/tmp/s", "--debugcon", "file:dbg", "--display", "none", "--engine",
                                "software", "--stats=json", "--trace", "exc,io,file=a,b", "--on-crash", "halt",
-                               "--on-reboot", "exit", "--timeout", "1.5", "--sandbox", "--perf=on")));
+                               "--on-reboot", "exit", "--timeout", "1.5", "--sandbox", "off", "--cell=off", "--perf=on")));
     assert_string_equal(o.kernel, "k");
     assert_int_equal(o.initrd_count, 2);
     assert_string_equal(o.initrds[0], "a");
@@ -72,7 +72,8 @@ static void every_option_reaches_its_field(void **state)
     assert_int_equal(o.on_crash, ON_CRASH_HALT);
     assert_int_equal(o.on_reboot, ON_REBOOT_EXIT);
     assert_int_equal(o.timeout_ns, 1500000000);
-    assert_true(o.sandbox);
+    assert_false(o.sandbox);
+    assert_false(o.cell);
     assert_true(o.perf);
     run_options_free(&o);
 }

@@ -11,21 +11,28 @@ VME, PVI = 1, 2
 NO_VME = 'it has no VME for this'
 
 
+def image(mode, flags):
+    """What PUSHF shows of the mode's flags and these."""
+    return f'd{ {16: "w", 32: "d", 64: "q"}[mode.bits]} {(mode.flags | flags) & ~VM & ((1 << mode.bits) - 1):#x}'
+
+
 def push(t):
     for flags in (0, ARITH | DF_, NT, IF):
         t.case(f'PUSHF shows {flags:#x}', names(lambda m: m.name != 'v86i0'), 'pushf', flags=flags,
                out=lambda m: {'sp': LAYOUT['STK'] - m.bits // 8},
-               mem=lambda m: {f'STK - {m.bits // 8}': f'd{ {16: "w", 32: "d", 64: "q"}[m.bits]} {(m.flags | flags) & ~VM & ((1 << m.bits) - 1):#x}'})
+               mem=lambda m: {f'STK - {m.bits // 8}': image(m, flags)})
     t.case('PUSHFD does not show VM', 'v86', 'pushfd', flags=ID, out={'sp': LAYOUT['STK'] - 4},
            mem={'STK - 4': f'dd {IOPL | 2 | ID:#x}'})
-    t.case('PUSHFD shows AC ID', 'real p16 p32', 'pushfd\n pop eax\n or eax, 0x240000\n push eax\n popfd\n pushfd', out={'ax': None, 'sp': LAYOUT['STK'] - 4},
+    t.case('PUSHFD shows AC ID', 'real p16 p32', 'pushfd\n pop eax\n or eax, 0x240000\n push eax\n popfd\n pushfd',
+           out={'ax': None, 'sp': LAYOUT['STK'] - 4},
            mem={'STK - 4': 'dd 0x240002'}, fmask=0x7700)
     t.case('PUSHF with IOPL 0', 'v86i0', 'pushf', fault=GP)
     t.case('POPF with IOPL 0', 'v86i0', 'popf', fault=GP)
     t.case('PUSHFD with IOPL 0 and VME', 'v86i0', 'pushfd', cr4=VME, fault=GP)
     t.case('POPFD with IOPL 0 and VME', 'v86i0', 'popfd', cr4=VME, fault=GP)
     for vif in (0, VIF):
-        t.case(f'PUSHF with VME shows VIF as IF and IOPL as 3, VIF {vif:#x}', 'v86i0', 'pushf', qemu=NO_VME, cr4=VME, flags=vif | CF,
+        t.case(f'PUSHF with VME shows VIF as IF and IOPL as 3, VIF {vif:#x}', 'v86i0', 'pushf', qemu=NO_VME, cr4=VME,
+               flags=vif | CF,
                out={'sp': LAYOUT['STK'] - 2}, mem={'STK - 2': f'dw {IOPL | 3 | (IF if vif else 0):#x}'})
         t.case(f'PUSHF with VME and IF, VIF {vif:#x}', 'v86i0', 'pushf', qemu=NO_VME, cr4=VME, flags=vif | IF,
                out={'sp': LAYOUT['STK'] - 2}, mem={'STK - 2': f'dw {IOPL | 2 | (IF if vif else 0):#x}'})
@@ -50,8 +57,10 @@ def pop(t):
                 return m.name != 'v86i0' and m.name not in ('pg', 'pgu', 'paeu') and not (m.v86 and iopl != 3)
             for size in (2, 4):
                 def code(m, size=size):
-                    return ('popf' if m.code64 or size * 8 == m.bits else 'popfd' if size == 4 else 'o16 popf') + '\n cld'
-                t.case(f'POPF of {image:#x} with {old:#x}, IOPL {iopl}, {size} bytes', names(lambda m: which(m) and not (m.code64 and size == 2)),
+                    return ('popf' if m.code64 or size * 8 == m.bits else 'popfd' if size == 4
+                            else 'o16 popf') + '\n cld'
+                t.case(f'POPF of {image:#x} with {old:#x}, IOPL {iopl}, {size} bytes',
+                       names(lambda m: which(m) and not (m.code64 and size == 2)),
                        code, flags=lambda m: old | iopl << 12, poke={'STK': f'dq {image:#x}'},
                        out=lambda m: {'sp': LAYOUT['STK'] + (8 if m.code64 else size)},
                        oflags=lambda m: result(m, m.flags | old | iopl << 12, image, iopl, size) & ~DF_ | 2,
@@ -59,17 +68,22 @@ def pop(t):
     t.case('POPF leaves VIP and VIF', 'p32u', 'popfd', flags=VIF | VIP, poke={'STK': 'dd 2'}, oflags=VIF | VIP | 2,
            out={'sp': LAYOUT['STK'] + 4}, qemu=NO_VME)
     # VME
-    t.case('POPF with VME sets VIF', 'v86i0', 'popf', cr4=VME, poke={'STK': f'dw {IF | CF:#x}'}, oflags=VM | VIF | CF | 2,
+    t.case('POPF with VME sets VIF', 'v86i0', 'popf', cr4=VME, poke={'STK': f'dw {IF | CF:#x}'},
+           oflags=VM | VIF | CF | 2,
            out={'sp': LAYOUT['STK'] + 2}, qemu=NO_VME)
-    t.case('POPF with VME clears VIF', 'v86i0', 'popf', cr4=VME, flags=VIF | IF, poke={'STK': 'dw 0x2'}, oflags=VM | IF | 2,
+    t.case('POPF with VME clears VIF', 'v86i0', 'popf', cr4=VME, flags=VIF | IF, poke={'STK': 'dw 0x2'},
+           oflags=VM | IF | 2,
            out={'sp': LAYOUT['STK'] + 2}, qemu=NO_VME)
     t.case('POPF with VME leaves IOPL', 'v86i0', 'popf', cr4=VME, poke={'STK': f'dw {IOPL:#x}'}, oflags=VM | 2,
            out={'sp': LAYOUT['STK'] + 2}, qemu=NO_VME)
-    t.case('POPF with VME of IF with VIP', 'v86i0', 'popf', cr4=VME, flags=VIP, poke={'STK': f'dw {IF:#x}'}, fault=GP, qemu=NO_VME)
+    t.case('POPF with VME of IF with VIP', 'v86i0', 'popf', cr4=VME, flags=VIP, poke={'STK': f'dw {IF:#x}'}, fault=GP,
+           qemu=NO_VME)
     t.case('POPF with VME of TF', 'v86i0', 'popf', cr4=VME, poke={'STK': f'dw {TF:#x}'}, fault=GP)
-    t.case('IRET with VME', 'v86i0', 'iret', cr4=VME, poke={'STK': f'dw A(.end), 0, {IF | CF:#x}'}, oflags=VM | VIF | CF | 2,
+    t.case('IRET with VME', 'v86i0', 'iret', cr4=VME, poke={'STK': f'dw A(.end), 0, {IF | CF:#x}'},
+           oflags=VM | VIF | CF | 2,
            out={'sp': LAYOUT['STK'] + 6}, qemu=NO_VME)
-    t.case('IRET with VME of IF with VIP', 'v86i0', 'iret', cr4=VME, flags=VIP, poke={'STK': f'dw A(.end), 0, {IF:#x}'}, fault=GP, qemu=NO_VME)
+    t.case('IRET with VME of IF with VIP', 'v86i0', 'iret', cr4=VME, flags=VIP,
+           poke={'STK': f'dw A(.end), 0, {IF:#x}'}, fault=GP, qemu=NO_VME)
     t.case('IRET with IOPL 0', 'v86i0', 'iret', poke={'STK': 'dw A(.end), 0, 2'}, fault=GP)
     t.case('IRETD with VME', 'v86i0', 'iretd', cr4=VME, poke={'STK': 'dd A(.end), 0, 2'}, fault=GP, qemu=NO_VME)
 
@@ -84,7 +98,8 @@ def interrupt_flag(t):
         t.case(f'{insn} with PVI', 'p32u p16u pgu', insn, cr4=PVI, flags=VIF if start else 0,
                oflags=lambda m: m.flags | (VIF if end else 0), qemu=NO_VME)
         t.case(f'{insn} with PVI in ring 1', 'p32r1', insn, cr4=PVI, fault=GP)
-        t.case(f'{insn} with VME', 'v86i0', insn, cr4=VME, flags=VIF if start else 0, oflags=VM | 2 | (VIF if end else 0), qemu=NO_VME)
+        t.case(f'{insn} with VME', 'v86i0', insn, cr4=VME, flags=VIF if start else 0,
+               oflags=VM | 2 | (VIF if end else 0), qemu=NO_VME)
         t.case(f'{insn} with PVI, not VME', 'v86i0', insn, cr4=PVI, fault=GP)
         t.case(f'{insn} with VME, not PVI', 'p32u', insn, cr4=VME, fault=GP)
     t.case('STI with VME and VIP', 'v86i0', 'sti', cr4=VME, flags=VIP, fault=GP, qemu=NO_VME)
@@ -106,12 +121,16 @@ def v86_interrupts(t):
     bit = {'TSS32 + 0x68 + 0x30 / 8': 'db 0xfe', '0x30 * 4': 'dw A(.handler), 0'}
     body = 'int 0x30\n.next: ud2\n.handler: ud2'
     t.case('INT n with VME, bit clear, IOPL 0', 'v86i0', body, cr4=VME, poke=bit, flags=VIF | CF, rip='.handler',
-           oflags=VM | CF | 2, out={'sp': LAYOUT['STK'] - 6}, mem={'STK - 6': f'dw A(.next), 0, {IOPL | IF | CF | 2:#x}'}, qemu=NO_VME)
+           oflags=VM | CF | 2, out={'sp': LAYOUT['STK'] - 6},
+           mem={'STK - 6': f'dw A(.next), 0, {IOPL | IF | CF | 2:#x}'}, qemu=NO_VME)
     t.case('INT n with VME, bit clear, IOPL 0, IF stays', 'v86i0', body, cr4=VME, poke=bit, flags=IF, rip='.handler',
-           oflags=VM | IF | 2, out={'sp': LAYOUT['STK'] - 6}, mem={'STK - 6': f'dw A(.next), 0, {IOPL | 2:#x}'}, qemu=NO_VME)
+           oflags=VM | IF | 2, out={'sp': LAYOUT['STK'] - 6}, mem={'STK - 6': f'dw A(.next), 0, {IOPL | 2:#x}'},
+           qemu=NO_VME)
     t.case('INT n with VME, bit clear, IOPL 3', 'v86', body, cr4=VME, poke=bit, flags=IF, rip='.handler',
-           oflags=VM | IOPL | 2, out={'sp': LAYOUT['STK'] - 6}, mem={'STK - 6': f'dw A(.next), 0, {IOPL | IF | 2:#x}'}, qemu=NO_VME)
-    t.case('exceptions are not redirected', 'v86 v86i0', 'ud2', cr4=VME, poke={'TSS32 + 0x68': 'dd 0', '6 * 4': 'dw A(.end), 0'}, fault=UD)
+           oflags=VM | IOPL | 2, out={'sp': LAYOUT['STK'] - 6}, mem={'STK - 6': f'dw A(.next), 0, {IOPL | IF | 2:#x}'},
+           qemu=NO_VME)
+    t.case('exceptions are not redirected', 'v86 v86i0', 'ud2', cr4=VME,
+           poke={'TSS32 + 0x68': 'dd 0', '6 * 4': 'dw A(.end), 0'}, fault=UD)
 
 
 def cases(t):

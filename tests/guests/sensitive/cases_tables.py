@@ -36,7 +36,8 @@ def stores(t):
            out=lambda m: {'ax': m.ldt})
     t.case('STR r32 clears the upper half', PROTECTED, 'str eax', regs={'ax': 0xaaaaaaaa}, out=lambda m: {'ax': m.tr})
     t.case('STR r64', 'l lu', 'str rax', out=lambda m: {'ax': m.tr})
-    t.case('SLDT after a null LLDT', RING0P, 'xor bx, bx\n lldt bx\n sldt eax', out={'ax': 0, 'bx': lambda v: not v & 0xffff},
+    t.case('SLDT after a null LLDT', RING0P, 'xor bx, bx\n lldt bx\n sldt eax',
+           out={'ax': 0, 'bx': lambda v: not v & 0xffff},
            oflags=0x46)
     t.case('SMSW stores a word in memory', ALL, 'smsw [M]', poke={'M': 'dd 0xffffffff'},
            mem=lambda m: {'M': f'dw {m.cr0 & 0xffff}, 0xffff'})
@@ -59,12 +60,17 @@ def stores(t):
            qemu='it raises no fault for noncanonical addresses')
     t.case('SGDT to a noncanonical stack address', 'l lu', 'sgdt [rbp]', regs={'bp': 0x7ffffffffffa}, fault=SS,
            qemu='it raises no fault for noncanonical addresses')
-    for m, pt in (('pgu', 'PT32 + 0x10 * 4'), ('paeu', 'PT64 + 0x10 * 8'), ('lu', 'PT64 + 0x10 * 8'), ('c32u', 'PT64 + 0x10 * 8')):
-        t.case('SGDT into a page that is not present', m, 'sgdt [0x10000]', poke={pt: 'dd 0'}, fault=PF, err=6, cr2=0x10000)
-        t.case('SGDT into a read-only page', m, 'sgdt [0x10000]', poke={pt: 'dd 0x10005'}, fault=PF, err=7, cr2=0x10000)
-        t.case('SGDT into a supervisor page', m, 'sgdt [0x10000]', poke={pt: 'dd 0x10003'}, fault=PF, err=7, cr2=0x10000)
+    for m, pt in (('pgu', 'PT32 + 0x10 * 4'), ('paeu', 'PT64 + 0x10 * 8'), ('lu', 'PT64 + 0x10 * 8'),
+                  ('c32u', 'PT64 + 0x10 * 8')):
+        t.case('SGDT into a page that is not present', m, 'sgdt [0x10000]', poke={pt: 'dd 0'}, fault=PF, err=6,
+               cr2=0x10000)
+        t.case('SGDT into a read-only page', m, 'sgdt [0x10000]', poke={pt: 'dd 0x10005'}, fault=PF, err=7,
+               cr2=0x10000)
+        t.case('SGDT into a supervisor page', m, 'sgdt [0x10000]', poke={pt: 'dd 0x10003'}, fault=PF, err=7,
+               cr2=0x10000)
         t.case('SGDT across into a page that is not present stores nothing', m, 'sgdt [0xfffc]', poke={pt: 'dd 0'},
-               fault=PF, err=6, cr2=0x10000, mem={'0xfffc': 'dd 0'}, qemu='it stores limit and base one after the other')
+               fault=PF, err=6, cr2=0x10000, mem={'0xfffc': 'dd 0'},
+               qemu='it stores limit and base one after the other')
 
 
 def loads(t):
@@ -76,29 +82,34 @@ def loads(t):
     t.case('LGDT takes all of the base', 'p32 pg pae c32', 'lgdt [M]\n sgdt [M + 16]' + RESTORE,
            poke={'M': 'dw 0x123\n dd 0xfedcba98', **GDT_IMAGE}, mem={'M + 16': 'dw 0x123\n dd 0xfedcba98'})
     t.case('LGDT takes ten bytes', 'l', 'lgdt [M]\n sgdt [M + 16]' + RESTORE,
-           poke={'M': 'dw 0x123\n dq 0xffff8000fedcba98', **GDT_IMAGE}, mem={'M + 16': 'dw 0x123\n dq 0xffff8000fedcba98'})
+           poke={'M': 'dw 0x123\n dq 0xffff8000fedcba98', **GDT_IMAGE},
+           mem={'M + 16': 'dw 0x123\n dq 0xffff8000fedcba98'})
     t.case('LGDT takes 24 bits of base with a 16-bit operand', 'p16 real', 'lgdt [M]\n sgdt [M + 16]' + RESTORE,
            poke={'M': 'dw 0x123\n dd 0xfedcba98', **GDT_IMAGE}, mem={'M + 16': 'dw 0x123\n dd 0x00dcba98'})
     t.case('LGDT takes 24 bits of base with a 16-bit operand', 'p32 c32', 'o16 lgdt [M]\n sgdt [M + 16]' + RESTORE,
            poke={'M': 'dw 0x123\n dd 0xfedcba98', **GDT_IMAGE}, mem={'M + 16': 'dw 0x123\n dd 0x00dcba98'})
     t.case('LGDT does not look at the operand size', 'l', 'o16 lgdt [M]\n sgdt [M + 16]' + RESTORE,
-           poke={'M': 'dw 0x123\n dq 0xffff8000fedcba98', **GDT_IMAGE}, mem={'M + 16': 'dw 0x123\n dq 0xffff8000fedcba98'},
+           poke={'M': 'dw 0x123\n dq 0xffff8000fedcba98', **GDT_IMAGE},
+           mem={'M + 16': 'dw 0x123\n dq 0xffff8000fedcba98'},
            qemu='it takes 24 bits')
     t.case('LGDT of a noncanonical base', 'l', 'lgdt [M]', poke={'M': 'dw 0x123\n dq 0x800000000000'}, fault=GP,
            qemu='it takes any base')
     t.case('LIDT of a noncanonical base', 'l', 'lidt [M]', poke={'M': 'dw 0x123\n dq 0x800000000000'}, fault=GP,
            qemu='it takes any base')
     t.case('LGDT through a null selector', 'p32', 'lgdt [fs:M]', seg={'fs': 0}, fault=GP, qemu=NO_LIMITS)
-    t.case('LIDT beyond the segment', 'p32', 'lidt [fs:0xfb]', seg={'fs': SELECTORS['SMALL']}, fault=GP, qemu=NO_LIMITS)
+    t.case('LIDT beyond the segment', 'p32', 'lidt [fs:0xfb]', seg={'fs': SELECTORS['SMALL']}, fault=GP,
+           qemu=NO_LIMITS)
     for m, pt in (('pg', 'PT32 + 0x10 * 4'), ('pae', 'PT64 + 0x10 * 8'), ('l', 'PT64 + 0x10 * 8')):
-        t.case('LIDT from a page that is not present', m, 'lidt [0x10000]', poke={pt: 'dd 0'}, fault=PF, err=0, cr2=0x10000)
+        t.case('LIDT from a page that is not present', m, 'lidt [0x10000]', poke={pt: 'dd 0'}, fault=PF, err=0,
+               cr2=0x10000)
 
     # LMSW: MP, EM and TS follow the operand; PE can only be set.
     t.case('LMSW sets MP EM TS', RING0P, 'lmsw bx', regs={'bx': 0xffff}, ocr0=lambda m: m.cr0 | 0xe)
     t.case('LMSW clears MP EM TS and not PE', RING0P, 'lmsw bx', regs={'bx': 0}, cr0=0xe, ocr0=lambda m: m.cr0)
     t.case('LMSW from memory', RING0P, 'lmsw [M]', poke={'M': 'dw 8'}, ocr0=lambda m: m.cr0 | 8)
     t.case('LMSW in real mode', 'real', 'lmsw bx', regs={'bx': 0xfff6}, ocr0=0x16)
-    t.case('LMSW sets PE', 'real', 'mov bx, 1\n lmsw bx\n smsw eax\n and al, 0xfe\n mov cr0, eax', out={'ax': 0x10, 'bx': None},
+    t.case('LMSW sets PE', 'real', 'mov bx, 1\n lmsw bx\n smsw eax\n and al, 0xfe\n mov cr0, eax',
+           out={'ax': 0x10, 'bx': None},
            fmask=0x3f7740)
 
     # LLDT
@@ -106,10 +117,13 @@ def loads(t):
             ('DATA0', 'a data segment', GP, 0x10), ('TASK', 'a TSS', GP, 0x80), ('BEYOND', 'nothing', GP, 0x400),
             ('L_DATA3', 'an LDT entry', GP, 0x14)):
         t.case(f'LLDT of {what}', RING0P, f'lldt bx', regs={'bx': SELECTORS[sel]}, fault=fault, err=err)
-    t.case('LLDT of an LDT that is not present', 'p16 p32 pg pae', 'lldt bx', regs={'bx': SELECTORS['LOCAL_NP']}, fault=NP, err=0x168)
-    t.case('LLDT of an LDT that is not present', 'c32 l', 'lldt bx', regs={'bx': SELECTORS['LOCAL64']}, fault=NP, err=0xb8,
+    t.case('LLDT of an LDT that is not present', 'p16 p32 pg pae', 'lldt bx', regs={'bx': SELECTORS['LOCAL_NP']},
+           fault=NP, err=0x168)
+    t.case('LLDT of an LDT that is not present', 'c32 l', 'lldt bx', regs={'bx': SELECTORS['LOCAL64']}, fault=NP,
+           err=0xb8,
            setup='and byte [GDT + 0xb8 + 5], 0x7f', ldt=0)
-    t.case('LLDT whose upper half has a type', 'c32 l', 'lldt bx', regs={'bx': SELECTORS['LOCAL64']}, fault=GP, err=0xb8,
+    t.case('LLDT whose upper half has a type', 'c32 l', 'lldt bx', regs={'bx': SELECTORS['LOCAL64']}, fault=GP,
+           err=0xb8,
            setup='mov byte [GDT + 0xb8 + 13], 2', ldt=0, qemu='it does not look')
     t.case('LLDT with a noncanonical base', 'c32 l', 'lldt bx', regs={'bx': SELECTORS['LOCAL64']}, fault=GP, err=0xb8,
            setup='mov dword [GDT + 0xb8 + 8], 0x8000', ldt=0, qemu='it does not look')
@@ -122,7 +136,8 @@ def loads(t):
             ('DATA0', 'a data segment', GP, 0x10), ('LOCAL', 'an LDT', GP, 0xa0), ('BEYOND', 'nothing', GP, 0x400),
             ('L_TASK', 'an LDT entry', GP, 0x24), ('BUSY', 'a busy TSS', GP, 0x150)):
         t.case(f'LTR of {what}', RING0P, f'ltr bx', regs={'bx': SELECTORS[sel]}, fault=fault, err=err)
-    t.case('LTR of a TSS that is not present', RING0P, 'ltr bx', regs={'bx': SELECTORS['TASK_NP']}, fault=NP, err=0x158)
+    t.case('LTR of a TSS that is not present', RING0P, 'ltr bx', regs={'bx': SELECTORS['TASK_NP']}, fault=NP,
+           err=0x158)
     t.case('LTR makes the TSS busy', 'p16 p32 pg pae', 'ltr bx', regs={'bx': SELECTORS['TASK_B'] | 3},
            otr=SELECTORS['TASK_B'] | 3, mem={'GDT + 0x88 + 5': 'db 0x8b'})
     t.case('LTR of a 16-bit TSS', 'p32', 'ltr bx', regs={'bx': SELECTORS['TASK_16']}, otr=SELECTORS['TASK_16'],
@@ -131,11 +146,14 @@ def loads(t):
     t.case('LTR makes the TSS busy', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['TASK64']},
            poke={'GDT + 0x260': f'dq {descriptor(LAYOUT["TSS64"], 0x67, 0x89, 0):#x}, 0'}, tr=0x260,
            otr=SELECTORS['TASK64'], mem={'GDT + 0xa8 + 5': 'db 0x8b'})
-    t.case('LTR with a noncanonical base', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['TASK64_FAR']}, fault=GP, err=0x260,
+    t.case('LTR with a noncanonical base', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['TASK64_FAR']}, fault=GP,
+           err=0x260,
            qemu='it does not look')
-    t.case('LTR whose upper half has a type', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['TASK64_TYPE']}, fault=GP, err=0x270,
+    t.case('LTR whose upper half has a type', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['TASK64_TYPE']}, fault=GP,
+           err=0x270,
            qemu='it does not look')
-    t.case('LTR whose upper half is beyond the table', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['LAST']}, fault=GP, err=0x3f8)
+    t.case('LTR whose upper half is beyond the table', 'c32 l', 'ltr bx', regs={'bx': SELECTORS['LAST']}, fault=GP,
+           err=0x3f8)
     t.case('LTR from memory', 'p32', 'ltr [M]', poke={'M': 'dw TASK_B'}, otr=SELECTORS['TASK_B'])
 
 

@@ -7,7 +7,8 @@ import struct
 
 DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, AC = 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 17
 HAS_ERROR = {8, 10, 11, 12, 13, 14, 17}
-NAMES = {0: '#DE', 1: '#DB', 2: 'NMI', 3: '#BP', 4: '#OF', 5: '#BR', 6: '#UD', 7: '#NM', 8: '#DF', 10: '#TS', 11: '#NP',
+NAMES = {0: '#DE', 1: '#DB', 2: 'NMI', 3: '#BP', 4: '#OF', 5: '#BR', 6: '#UD', 7: '#NM', 8: '#DF', 10: '#TS',
+         11: '#NP',
          12: '#SS', 13: '#GP', 14: '#PF', 17: '#AC'}
 
 LAYOUT = {
@@ -23,7 +24,7 @@ LAYOUT = {
     'IST2': 0x8b00, 'STK_DF': 0x8c00, 'STK_B': 0x8d00, 'MON_STACK': 0x8f00,
     'SLOT': 0x9000, 'SLOT_SIZE': 0x2000, 'GATE': 0xa800, 'SETUP': 0xb000,
     'RESULT': 0xc000, 'PARAM': 0xc800,
-    'FREE': 0x10000,  # to 7FFFFh: nothing of ours
+    'FREE': 0x10000,  # three pages for cases, zeroed as well; from there to 7FFFFh is nothing of ours
     'PAGES': 0x80000, 'PD32': 0x80000, 'PT32': 0x81000, 'PDPT_PAE': 0x82000, 'PML4': 0x83000, 'PDS': 0x84000,
     'PDPT64': 0x88000, 'PT64': 0x89000,
     'KIND_REAL': 0, 'KIND_PROT': 1, 'KIND_LONG': 2,

@@ -35,13 +35,14 @@ class Case:
     out: registers that change (a value, or None: anything). oseg, oflags, ocs, oss, ocr0, odr6 likewise.
     mem: {address: assembly data} that must be there at the end. steps: where single-step traps must be seen.
     hflags, hss, hsp: flags and stack on entry to the handler.
+    known: why gnomon is known to differ. It must: a case that comes out right says so.
     """
 
     def __init__(self, group, name, mode, code, fault=None, err=0, rip=None, cr2=None, regs=None, out=None, seg=None,
                  oseg=None, flags=0, oflags=None, fmask=0x3f7fd7, cr0=0, cr0_clear=0, cr4=0, efer=0, cr3=None, tr=None,
-                 ldt=None, poke=None, setup='', mem=None, steps=None, ocs=None, oss=None, okind=None, ocr0=None,
+                 ldt=None, poke=None, setup='', mem=None, steps=None, ocs=None, oss=None, ocr0=None,
                  ocr3=None, odr6=None, odr7=None, otr=None, hflags=None, hss=None, hsp=None, qemu=None, stack=True,
-                 obases=None):
+                 obases=None, known=None):
         self.group, self.name, self.mode, self.code = group, name, mode, code
         self.fault, self.err, self.cr2 = fault, err, cr2
         self.trap = fault in (DB, BP, OF, NMI) or (isinstance(fault, int) and fault >= 0x20)
@@ -53,8 +54,8 @@ class Case:
         self.cr3 = mode.cr3 if cr3 is None else cr3
         self.tr, self.ldt = mode.tr if tr is None else tr, mode.ldt if ldt is None else ldt
         self.poke, self.setup, self.mem, self.steps = poke or {}, setup, mem or {}, steps
-        self.ocs, self.oss, self.okind, self.ocr0, self.ocr3 = ocs, oss, okind, ocr0, ocr3
-        self.odr6, self.odr7, self.otr, self.obases = odr6, odr7, otr, obases
+        self.ocs, self.oss, self.ocr0, self.ocr3 = ocs, oss, ocr0, ocr3
+        self.odr6, self.odr7, self.otr, self.obases, self.known = odr6, odr7, otr, obases, known
         self.hflags, self.hss, self.hsp, self.qemu, self.stack = hflags, hss, hsp, qemu, stack
         self.seg = {'cs': mode.cs, 'ss': mode.ss, 'ds': mode.ds, 'es': mode.ds, 'fs': mode.ds, 'gs': mode.ds}
         self.seg.update(seg or {})
@@ -144,7 +145,7 @@ def nasm(source, directory, name):
     done = subprocess.run(['nasm', '-f', 'bin', '-O2', '-w-all', '-i', directory + '/', '-o', out, path],
                           capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f'{path}: nasm failed:\n{done.stderr}')
+        sys.exit(f'{path}: nasm failed:\n{done.stderr[:1000]}')
     with open(out, 'rb') as f:
         return f.read()
 
@@ -177,7 +178,8 @@ def run(args, image, directory):
     """Returns (exit status, what came out of port E9h, messages)."""
     out = os.path.join(directory, 'out.bin')
     if args.qemu:
-        command = ['qemu-system-x86_64', '-accel', 'tcg', '-cpu', args.qemu_cpu, '-m', '64', '-bios', image, '-display',
+        command = ['qemu-system-x86_64', '-accel', 'tcg', '-cpu', args.qemu_cpu, '-m', '64', '-bios', image,
+                   '-display',
                    'none', '-nodefaults', '-no-reboot', '-debugcon', 'file:' + out, '-device', 'isa-debug-exit']
         command[-1] += ',iobase=0xf4,iosize=4'
     else:
@@ -317,8 +319,10 @@ def check(case, record, result, dumps, exact):
             same(s.upper(), result.seg[s], expected)
     for what, got, expected in (('CR0', result.cr0, case.ocr0), ('CR3', result.cr3, case.ocr3),
                                 ('DR6', result.dr6 & 0xffffffff, case.odr6), ('DR7', result.dr7, case.odr7),
-                                ('TR', result.tr, case.otr), ('flags of the handler', result.hflags & 0x3f7fd7, case.hflags),
-                                ('SS of the handler', result.hss, case.hss), ('SP of the handler', result.hrsp, case.hsp)):
+                                ('TR', result.tr, case.otr),
+                                ('flags of the handler', result.hflags & 0x3f7fd7, case.hflags),
+                                ('SS of the handler', result.hss, case.hss),
+                                ('SP of the handler', result.hrsp, case.hsp)):
         if expected is not None:
             same(what, got, expected)
     if case.obases is not None:
@@ -359,6 +363,8 @@ def compare(cases, records, data, exact):
         at += need
         done += 1
         wrong = check(c, record, result, dumps, exact)
+        if exact and c.known:
+            wrong = [] if wrong else [f'it comes out right, but is said not to: {c.known}']
         if wrong:
             failures.append(f'{c.title}: ' + '; '.join(wrong[:4]) + ('; …' if len(wrong) > 4 else ''))
     return done, failures
@@ -412,7 +418,9 @@ def run_group(args, group, directory):
         print('FAIL', f)
     if len(failures) > args.limit:
         print(f'... and {len(failures) - args.limit} more')
-    print(f'{group}: {len(cases) + len(triple)} cases, {len(failures)} differences')
+    known = 0 if args.qemu else len([c for c in cases if c.known])
+    print(f'{group}: {len(cases) + len(triple)} cases, {len(failures)} differences' +
+          (f', {known} known ones' if known else ''))
     return not failures
 
 

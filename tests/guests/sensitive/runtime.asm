@@ -88,6 +88,9 @@ prepare:
         mov edi, RESULT
         mov ecx, 512 / 4
         rep stosd
+        mov edi, FREE
+        mov ecx, 0x3000 / 4
+        rep stosd
         mov eax, 0x0b0f0b0f     ; UD2
         mov edi, SLOT
         mov ecx, SLOT_SIZE / 4
