@@ -204,14 +204,14 @@ static void service(struct comparator *c, uint64_t now_ns)
     uint64_t next_ns = UINT64_MAX;
 
     count_matches(c, now_ns);
-    if (c->owed && (!c->pulse_ns || now_ns >= c->pulse_ns + spacing_ns(c)))
-        deliver(c, now_ns);
     if (!(c->config & (TN_INT_TYPE | TN_INT_ENB))) {
         // Its matches show in nothing but registers, and every access to those comes here first.
         c->owed = 0;
         timer_cancel(&c->timer);
         return;
     }
+    if (c->owed && (!c->pulse_ns || now_ns >= c->pulse_ns + spacing_ns(c)))
+        deliver(c, now_ns);
     if (enabled(c->hpet) && c->due != NOT_DUE)
         next_ns = c->hpet->start_ns + c->due * TICK_NS;
     if (c->owed && c->pulse_ns + spacing_ns(c) < next_ns)

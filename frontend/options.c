@@ -390,7 +390,7 @@ void run_options_init(struct run_options *o)
     memset(o, 0, sizeof *o);
     o->memory_bytes = DEFAULT_MEMORY_BYTES;
     o->cpus = 1;
-    o->sandbox = o->cell = false;
+    o->sandbox = o->cell = true;
 }
 
 void run_options_free(struct run_options *o)

@@ -105,6 +105,23 @@ static void counter_runs_while_enabled_and_is_written_whole_or_by_halves(void **
     assert_int_equal(get(b, 0xf0, 8), 1);
 }
 
+static void a_comparator_that_can_not_interrupt_needs_no_timer(void **state)
+{
+    struct board *b = *state;
+    set(b, CONF(0), 4, PERIODIC | SETVAL | ROUTE(20));
+    set(b, COMP(0), 8, 1000);
+    set(b, COMP(0), 8, 1000);
+    set(b, 0x10, 4, 1);
+    assert_null(b->f.clock.head);
+    b->f.now_ns += 10 * 3500;
+    assert_int_equal(get(b, COMP(0), 8), 4000); // it counts all the same
+    set(b, CONF(0), 4, PERIODIC | ENABLE | ROUTE(20));
+    assert_int_equal(b->f.rises[20], 0); // what is past was nobody's
+    assert_non_null(b->f.clock.head);
+    go(b, 500);
+    assert_int_equal(b->f.rises[20], 1);
+}
+
 static void one_shot_interrupts_at_equality_and_never_again(void **state)
 {
     struct board *b = *state;
@@ -376,6 +393,7 @@ int main(void)
         TEST(identity_says_100_mhz_three_comparators_64_bits),
         TEST(counter_runs_while_enabled_and_is_written_whole_or_by_halves),
         TEST(one_shot_interrupts_at_equality_and_never_again),
+        TEST(a_comparator_that_can_not_interrupt_needs_no_timer),
         TEST(one_shot_in_32_bits_matches_at_every_wrap),
         TEST(periodic_adds_the_period_at_each_match),
         TEST(one_write_with_val_set_sets_comparator_and_period),

@@ -227,6 +227,10 @@ static void senseless_combinations_are_refused(void **state)
         {{"--kernel", "k", "--serial", "stdio", "--serial", "stdio"},
          6,
          "two ports on one terminal: --serial: send one elsewhere, such as --serial none"},
+        {{"--kernel", "k", "--cell", "off"},
+         4,
+         "no sandbox without a process of its own: --cell off: add --sandbox off"},
+        {{"--kernel", "k", "--cell=off", "--sandbox=off"}, 4, NULL},
         {{"--kernel", "k"}, 2, NULL},
         {{"--bios", "k", "--serial", "none", "--serial", "stdio"}, 6, NULL},
     };

@@ -220,6 +220,8 @@ def permissions(t):
     t.case('a call of a noncanonical address faults itself', 'l lu', 'call rax', **hole)
     t.case('a return to a noncanonical address faults itself', 'l lu', 'ret', poke={'STK': 'dq 0x800000000000'},
            **hole)
+    t.case('a noncanonical branch target is #GP and no page fault', 'l lu', 'jmp rax', regs={'ax': 0x800000000000}, fault=GP,
+           rip='any', qemu='it raises a page fault')
     t.case('the upper half', 'l lu', 'mov eax, [rbx]', regs={'bx': 0xffffff8000007000}, poke={'M': 'dd 0x99'},
            out={'ax': 0x99})
 

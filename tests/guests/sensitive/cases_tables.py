@@ -26,7 +26,7 @@ def stores(t):
         t.case(f'{insn} does not exist', UNPROTECTED, insn, fault=UD)
         t.case(f'{insn} does not exist, UMIP or not', 'v86', insn, cr4=0x800, fault=UD,
                qemu='it looks at UMIP first')
-    t.case('SLDT stores a word in memory', PROTECTED, 'sldt [M]', regs={},
+    t.case('SLDT stores a word in memory', PROTECTED, 'sldt [M]',
            poke={'M': 'dd 0xffffffff'}, mem=lambda m: {'M': f'dw {m.ldt}, 0xffff'})
     t.case('STR stores a word in memory', PROTECTED, 'str [M]', poke={'M': 'dd 0xffffffff'},
            mem=lambda m: {'M': f'dw {m.tr}, 0xffff'})
