@@ -41,6 +41,9 @@ struct vcpu_listener {
     // Guest RIP for an instruction pointer of the host's x87 unit that lies in translated code; any other is returned
     // as it is. May be null: such pointers then show as 0.
     uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+    // v->event is about to be delivered at v->s.rip: an interrupt from outside, or an exception or INT n. May be null. The
+    // guest's vector registers are live.
+    void (*delivering)(void *opaque, bool external);
     void *opaque;
 };
 

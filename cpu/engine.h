@@ -33,6 +33,9 @@ struct engine_host {
 void engine_software_set_host(struct vcpu *v, struct engine_host host);
 // Prints every block as it is translated, guest and host code side by side; null: stop.
 void engine_software_trace_code(struct vcpu *v, FILE *out);
+// Prints a line for each exception and interrupt delivered (exc), each flush of the guest's TLB and each write to a page with
+// translated code (mmu; page faults too). Null: stop.
+void engine_software_trace_events(struct vcpu *v, FILE *out, bool exc, bool mmu);
 // Calls emit() for each of the engine's counters.
 void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
 // Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them; costs

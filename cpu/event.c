@@ -257,6 +257,8 @@ static void deliver(struct vcpu *v, enum event_kind first_kind)
         }
     }
     class = kind == EVENT_FAULT ? classify(v->event.vector) : BENIGN;
+    if (__builtin_expect(v->listener.delivering != NULL, 0))
+        v->listener.delivering(v->listener.opaque, kind == EVENT_EXTERNAL);
     event_enter(v, v->event.vector, kind, v->event.has_error, v->event.error, v->s.rip);
 out:
     for (unsigned i = 0; i < 5; i++)

@@ -3,7 +3,8 @@
 // Threads: registers belong to the vCPU's thread. Only IRR, TMR and the external-interrupt flag are set from
 // elsewhere (lapic_deliver(), lapic_set_lint0()), by atomic operations; the vCPU then learns of it by
 // `request`. The timer counts a 1 GHz bus clock: one count at divide-by-1 is one nanosecond of the machine's
-// clock.
+// clock. Periods that the host came late for are owed to the guest, which may count them, and handed out up to four
+// times as fast as programmed; what the guest itself keeps waiting merges in IRR, as in hardware.
 #include "cpu/lapic.h"
 #include "cpu/model.h"
 #include "devices/chips.h"
@@ -68,6 +69,7 @@ static const uint32_t lvt_writable[LVT_COUNT] = {
 
 // A periodic timer faster than this would only keep the host busy.
 #define MIN_PERIOD_NS 10000ull
+#define MAX_OWED_NS   60000000000ull
 
 struct lapic {
     struct vcpu *v;
@@ -86,6 +88,7 @@ struct lapic {
     uint32_t initial_count, divide_config;
     uint64_t start_ns; // when the count was `initial_count` (or reloaded)
     uint64_t tsc_deadline; // 0: not armed
+    uint64_t owed;         // periods whose interrupt the guest has not had
     struct timer timer;
 };
 
@@ -362,6 +365,8 @@ static void arm_deadline(struct lapic *l)
     timer_arm(&l->timer, saturating_add(now, ns));
 }
 
+static uint64_t spacing_ns(uint64_t period) { return period / 4 > MIN_PERIOD_NS ? period / 4 : MIN_PERIOD_NS; }
+
 // Sets the queue's timer from the registers.
 static void timer_schedule(struct lapic *l)
 {
@@ -382,12 +387,34 @@ static void timer_schedule(struct lapic *l)
             timer_cancel(&l->timer); // it has fired
             return;
         }
-        // The phase stays, periods that passed meanwhile are lost, as in one IRR bit.
         next = now + period - (now - l->start_ns) % period;
     }
     if (timer_mode(l) == TIMER_PERIODIC && next < now + MIN_PERIOD_NS && period < MIN_PERIOD_NS)
         next = now + MIN_PERIOD_NS;
+    if (l->owed && now + spacing_ns(period) < next)
+        next = now + spacing_ns(period);
     timer_arm(&l->timer, next);
+}
+
+// Whether a periodic timer that expired has an interrupt for the guest now.
+static bool periodic_expired(struct lapic *l, uint64_t now_ns)
+{
+    uint64_t period = period_ns(l), passed = now_ns > l->start_ns ? (now_ns - l->start_ns) / period : 0;
+    bool fire = passed;
+    if (passed) {
+        l->start_ns += passed * period; // the phase stays
+        if (period >= MIN_PERIOD_NS)
+            l->owed += passed - 1;
+        if (l->owed > MAX_OWED_NS / period)
+            l->owed = MAX_OWED_NS / period;
+    } else if (l->owed && !bit_test(l->irr, (uint8_t)l->lvt[LVT_TIMER])) {
+        l->owed--;
+        fire = true;
+    }
+    if (l->lvt[LVT_TIMER] & LVT_MASKED)
+        l->owed = 0;
+    timer_schedule(l);
+    return fire;
 }
 
 static void timer_expired(void *opaque, uint64_t now_ns)
@@ -404,12 +431,8 @@ static void timer_expired(void *opaque, uint64_t now_ns)
         }
         l->tsc_deadline = 0;
     } else if (timer_mode(l) == TIMER_PERIODIC) {
-        uint64_t period = period_ns(l);
-        if (!period)
+        if (!l->initial_count || !periodic_expired(l, now_ns))
             return;
-        if (now_ns > l->start_ns)
-            l->start_ns = now_ns - (now_ns - l->start_ns) % period;
-        timer_schedule(l);
     }
     lvt_fire(l, LVT_TIMER);
 }
@@ -419,6 +442,7 @@ static void timer_set_initial(struct lapic *l, uint32_t count)
     if (timer_mode(l) == TIMER_DEADLINE)
         return;
     l->initial_count = count;
+    l->owed = 0;
     l->start_ns = timer_now(l->timer.queue);
     timer_schedule(l);
 }
@@ -447,6 +471,7 @@ static void lvt_write(struct lapic *l, enum lvt n, uint32_t value)
             l->initial_count = 0; // 11.5.4.1: a change to or from this mode disarms
             l->tsc_deadline = 0;
         }
+        l->owed = 0;
         timer_schedule(l);
     }
     if (n == LVT_LINT0) {
@@ -715,6 +740,8 @@ static void after_load(struct lapic *l)
     uint64_t now = timer_now(l->timer.queue);
     if (l->start_ns > now)
         l->start_ns = now;
+    if (l->owed > MAX_OWED_NS / MIN_PERIOD_NS)
+        l->owed = 0;
     timer_schedule(l);
     request_if_pending(l);
 }
@@ -742,6 +769,7 @@ void lapic_state(struct lapic *l, struct stream *s)
     stream_u32(s, &l->divide_config);
     stream_u64(s, &l->start_ns);
     stream_u64(s, &l->tsc_deadline);
+    stream_u64(s, &l->owed);
     if (s->loading && !s->error)
         after_load(l);
 }

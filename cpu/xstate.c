@@ -517,7 +517,7 @@ static uint64_t fxsave_operand(struct vcpu *v, const struct insn *in, bool write
     uint64_t base = cpu_effective_address(v, in);
     uint64_t la = cpu_linear(v, in->sreg, base, 512, write);
     if (la & 15)
-        cpu_throw_error(v, alignment_checked(v) ? EXC_AC : EXC_GP, 0);
+        cpu_throw_error(v, alignment_checked(v) && la & 3 ? EXC_AC : EXC_GP, 0); // as a Zen 4 does
     touch_byte(v, in, base + 511, write);
     mmu_check(v, la, 512, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
     return base;

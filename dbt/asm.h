@@ -28,8 +28,13 @@ static inline void a8(struct asm_buf *a, unsigned b)
 }
 static inline void a_bytes(struct asm_buf *a, const void *data, unsigned n)
 {
-    for (unsigned i = 0; i < n; i++)
-        a8(a, ((const uint8_t *)data)[i]);
+    uint8_t *p = a->p; // the bytes may alias a
+    if (n > (uint64_t)(a->end - p)) {
+        a->overflow = 1;
+        return;
+    }
+    a->p = p + n;
+    __builtin_memcpy(p, data, n);
 }
 static inline void a16(struct asm_buf *a, uint16_t v) { a_bytes(a, &v, 2); }
 static inline void a32(struct asm_buf *a, uint32_t v) { a_bytes(a, &v, 4); }

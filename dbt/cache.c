@@ -43,6 +43,8 @@ int cache_create(struct dbt *d)
     d->rx = (uint64_t)map_low(CODE_SIZE, fd, PROT_READ | PROT_EXEC);
     close(fd);
     d->arena = map_low(ARENA_SIZE, -1, PROT_READ | PROT_WRITE);
+    if (d->arena)
+        madvise(d->arena, ARENA_SIZE, MADV_HUGEPAGE); // touched from end to end: one page fault instead of 512
     d->arena_size = ARENA_SIZE;
     d->slots = map_low(SLOT_COUNT * 8, -1, PROT_READ | PROT_WRITE);
     d->blocks = map_any(MAX_BLOCKS * sizeof d->blocks[0]);

@@ -153,6 +153,8 @@ struct dbt_counters {
     uint64_t op_count[OP_COUNT];
 };
 
+enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
+
 struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct vcpu *v;
     uint64_t spill_ax, spill_cx, tmp, target;
@@ -214,6 +216,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct engine_host host;
     uint64_t unmerged[4096]; // RIPs of blocks whose groups keep missing, hashed
     int stop; // enum engine_stop + 1 when the run loop must end
+    uint32_t kicked; // a signal set a request since run_service() began
     int stepping;    // the signal handler single-steps to an instruction boundary
     int in_slow;     // RIP must be found from slow_ret if something is thrown
     int restart;     // thrown to leave an instruction that is to be run again, not for a fault
@@ -228,6 +231,10 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;
+    // --trace exc and mmu: called with the guest's FPU state saved; null when off. a, b: as trace.c prints them.
+    void (*trace_event)(struct dbt *d, enum dbt_event event, uint64_t a, uint64_t b);
+    FILE *trace_file; // of trace_event()
+    bool trace_exc, trace_mmu;
 };
 
 // ---- cache.c
@@ -280,6 +287,7 @@ uint64_t run_indirect(struct dbt *d, uint64_t rip);
 uint64_t run_step(struct dbt *d, uint64_t rip);
 uint64_t run_commit(struct dbt *d, uint64_t rip);
 uint64_t run_service(struct dbt *d);
+void run_delivering(void *opaque, bool external); // listener's `delivering`, while events are traced
 _Noreturn void run_fault(struct dbt *d);       // throws d->fault_vector
 uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index); // host address of the operand
 uint64_t run_segment(struct dbt *d, uint64_t offset); // linear address
@@ -296,6 +304,17 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset);  // host address of the bou
 #define SLOW_ALIGNED  0x100000u // #GP(0) if not aligned to its size
 #define SLOW_MASKED   0x200000u // parts of the operand may not be accessed at all: dbt/masked.c
 #define SLOW_X87      0x400000u // a pending x87 exception comes before faults of the operand
+
+// Whether a request can be answered at this instruction boundary.
+static inline bool requests_due(const struct vcpu *v)
+{
+    uint32_t r = __atomic_load_n(&v->requests, __ATOMIC_ACQUIRE);
+    if (r & REQ_NMI && v->s.shadow & SHADOW_NMI)
+        r &= ~REQ_NMI;
+    if (r & REQ_INTR && !cpu_interruptible(v))
+        r &= ~REQ_INTR;
+    return r;
+}
 
 // ---- string.c
 void string_execute(struct vcpu *v, const struct insn *in);

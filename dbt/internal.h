@@ -162,6 +162,15 @@ void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a
 bool can_inline(const struct translation *t, const struct ginsn *g);
 void emit_inline(struct translation *t, struct ginsn *g, bool last);
 
+// ---- peek.c
+struct peeked { // what liveness wants to know of an instruction
+    unsigned length;
+    uint32_t read, killed; // arithmetic flags
+    bool ends;             // the block
+};
+// False: the decoder must say. Never looks beyond p[room - 1].
+bool peek_quickly(const struct translation *t, const uint8_t *p, unsigned room, struct peeked *k);
+
 // ---- translate.c
 // Flags that the code at `rip` may read before writing them, looking only into the block's own page.
 uint32_t peek_live(struct translation *t, uint64_t rip);

@@ -129,6 +129,8 @@ static void track(struct tracked r[16], const struct ginsn *g)
         const ZydisDecodedOperand *o = &g->op[i];
         if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
             continue;
+        if (o->reg.value < ZYDIS_REGISTER_AL || o->reg.value > ZYDIS_REGISTER_R15) // by order of the names
+            continue;
         ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value);
         if (ZydisRegisterGetClass(whole) != ZYDIS_REGCLASS_GPR64)
             continue;

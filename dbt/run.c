@@ -26,11 +26,7 @@ _Noreturn static void leave(struct dbt *d)
 
 static uint32_t requests(const struct vcpu *v) { return __atomic_load_n(&v->requests, __ATOMIC_ACQUIRE); }
 
-static bool must_stop(struct dbt *d)
-{
-    uint32_t r = requests(d->v);
-    return r & ~REQ_INTR || (r & REQ_INTR && cpu_interruptible(d->v));
-}
+static bool must_stop(const struct dbt *d) { return requests_due(d->v); }
 
 // Block for the exact state in v->s.
 static struct block *next_block(struct dbt *d)
@@ -48,9 +44,11 @@ static struct block *next_block(struct dbt *d)
     struct code_page page = mode_fetch(d, la);
     struct block *b = cache_find(d, v->s.rip, page.gpa, key);
     if (!b) {
+        uint64_t begin = __builtin_ia32_rdtsc();
         fpu_out(d);
         b = translate(d, key);
         fpu_in(d);
+        d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
     }
     return b;
 }
@@ -357,6 +355,7 @@ uint64_t run_service(struct dbt *d)
 {
     struct vcpu *v = d->v;
     d->n.services++;
+    d->kicked = 0; // before the look: the stub sees a kick that comes after it
     for (;;) {
         uint32_t r = requests(v);
         if (r & REQ_EXIT) {
@@ -384,9 +383,11 @@ uint64_t run_service(struct dbt *d)
             d->stop = ENGINE_SHUTDOWN + 1;
             leave(d);
         }
+        if (requests(v) & (REQ_EXIT | REQ_TIMER | REQ_INIT))
+            continue; // a chip's timer or another process asked meanwhile
         if (v->s.activity == ACT_RUNNING)
             break;
-        if (requests(v) & ~REQ_INTR)
+        if (requests_due(v))
             continue;
         fpu_out(d);
         d->host.idle(d->host.opaque);
@@ -448,9 +449,27 @@ void engine_software_set_host(struct vcpu *v, struct engine_host host)
     d->host = host;
 }
 
+static void trace(struct dbt *d, enum dbt_event event, uint64_t a, uint64_t b)
+{
+    bool saved = d->fpu_saved;
+    if (!saved)
+        fpu_out(d);
+    d->trace_event(d, event, a, b);
+    if (!saved)
+        fpu_in(d);
+}
+
+void run_delivering(void *opaque, bool external)
+{
+    struct dbt *d = opaque;
+    trace(d, external ? EVENT_INTERRUPT : EVENT_EXCEPTION, d->v->event.vector, d->v->s.rip);
+}
+
 static void on_page_flushed(void *opaque, uint64_t la)
 {
     struct dbt *d = opaque;
+    if (__builtin_expect(d->trace_mmu, 0))
+        trace(d, EVENT_FLUSH_PAGE, la, 0);
     uint64_t page = la >> PAGE_SHIFT;
     unsigned bit = code_page_bit(page);
     bool global = d->code_pages[1][bit >> 6] >> (bit & 63) & 1;
@@ -464,6 +483,8 @@ static void on_page_flushed(void *opaque, uint64_t la)
 static void on_tlb_flushed(void *opaque, bool global)
 {
     struct dbt *d = opaque;
+    if (__builtin_expect(d->trace_mmu, 0))
+        trace(d, EVENT_FLUSH_ALL, global, 0);
     for (unsigned g = 0; g <= (unsigned)global; g++)
         for (unsigned i = 0; i < 1024; i++)
             d->code_pages[g][i] = 0;
@@ -475,7 +496,10 @@ static void on_tlb_flushed(void *opaque, bool global)
 
 static void on_code_written(void *opaque, uint64_t gpa, unsigned len)
 {
-    cache_invalidate(opaque, gpa, len);
+    struct dbt *d = opaque;
+    if (__builtin_expect(d->trace_mmu, 0))
+        trace(d, EVENT_CODE_WRITTEN, gpa, len);
+    cache_invalidate(d, gpa, len);
 }
 
 static void on_code_traced(void *opaque, uint64_t gpa)

@@ -84,6 +84,7 @@ static void on_kick(int sig, siginfo_t *info, void *context)
     if (!q || (q == REQ_INTR && !d->v->s.iflag))
         return;
     d->n.kicks++;
+    d->kicked = 1;
     stop_or_step(d, ((ucontext_t *)context)->uc_mcontext.gregs);
 }
 

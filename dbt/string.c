@@ -210,7 +210,7 @@ void string_execute(struct vcpu *v, const struct insn *in)
             break;
         if ((step || v->debug_hits) && (*reg(v, RCX) & m))
             return; // a breakpoint traps after the iteration that hit it
-        if (__atomic_load_n(&v->requests, __ATOMIC_ACQUIRE) && (*reg(v, RCX) & m))
+        if (requests_due(v) && (*reg(v, RCX) & m))
             return; // interrupts are taken between pieces; RIP stays at the instruction
     }
     v->s.rip += in->len;

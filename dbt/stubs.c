@@ -189,6 +189,10 @@ int stubs_create(struct dbt *d)
     a_load_abs(a, 8, H_SP, D(c_sp));
     call_c(g, run_service);
     a_store_abs(a, 8, D(target), H_AX);
+    a8(a, 0x83); // cmp dword [kicked], 0: a signal while run_service() ran, after it had looked
+    a_abs(a, 7, D(kicked), 1);
+    a8(a, 0);
+    a_jcc_to(a, CC_NE, d->stub_service);
     a_patch(a, quiet);
     load_parked(g);
     load_regs(g);

@@ -1,8 +1,9 @@
 // --trace code: each block as it is made, guest and host instructions side by side. Capstone disassembles, so that
-// the decoder under test is not the one that explains it.
+// the decoder under test is not the one that explains it. --trace exc and mmu: a line an event. And the engine's counters.
 #include <capstone/capstone.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include "cpu/model.h"
 #include "dbt/dbt.h"
 
 static void print_code(FILE *out, const char *what, cs_mode mode, const uint8_t *p, size_t n, uint64_t address)
@@ -50,6 +51,51 @@ void engine_software_trace_code(struct vcpu *v, FILE *out)
     d->trace_opaque = out;
 }
 
+// Cost nothing when off: the listener is null, and the flushes' hooks test a flag.
+static void on_event(struct dbt *d, enum dbt_event event, uint64_t a, uint64_t b)
+{
+    static const char *const names[] = {"#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "",
+                                        "#TS", "#NP", "#SS", "#GP", "#PF", "", "#MF", "#AC", "#MC", "#XM"};
+    const struct cpu_event *e = &d->v->event;
+    FILE *f = d->trace_file;
+    switch (event) {
+    case EVENT_EXCEPTION: {
+        bool fault = e->vector == EXC_PF && !e->soft;
+        if (!d->trace_exc && !fault)
+            return;
+        fprintf(f, "%s  ", d->trace_exc ? "exc" : "mmu");
+        if (e->soft)
+            fprintf(f, "INT %#" PRIx64, a);
+        else
+            fprintf(f, "%s vector %" PRIu64, a < sizeof names / sizeof names[0] ? names[a] : "", a);
+        if (e->has_error)
+            fprintf(f, " error %#x", e->error);
+        if (fault)
+            fprintf(f, " cr2 %#" PRIx64, e->cr2);
+        fprintf(f, " rip %#" PRIx64 " cpl %u\n", b, d->v->s.cpl);
+        break;
+    }
+    case EVENT_INTERRUPT:
+        if (d->trace_exc)
+            fprintf(f, "exc  interrupt vector %" PRIu64 " rip %#" PRIx64 " cpl %u\n", a, b, d->v->s.cpl);
+        break;
+    case EVENT_FLUSH_PAGE: fprintf(f, "mmu  flush page %#" PRIx64 " rip %#" PRIx64 "\n", a, d->v->s.rip); break;
+    case EVENT_FLUSH_ALL: fprintf(f, "mmu  flush all%s cr3 %#" PRIx64 "\n", a ? ", global ones too" : "", d->v->s.cr3); break;
+    case EVENT_CODE_WRITTEN: fprintf(f, "mmu  code written at gpa %#" PRIx64 ", %" PRIu64 " bytes\n", a, b); break;
+    }
+    fflush(f);
+}
+
+void engine_software_trace_events(struct vcpu *v, FILE *out, bool exc, bool mmu)
+{
+    struct dbt *d = v->engine;
+    d->trace_file = out;
+    d->trace_event = out ? on_event : NULL;
+    d->trace_exc = out && exc;
+    d->trace_mmu = out && mmu;
+    v->listener.delivering = out && (exc || mmu) ? run_delivering : NULL;
+}
+
 void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque)
 {
     const struct dbt *d = v->engine;
@@ -60,6 +106,8 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
     } rows[] = {
         {"blocks_translated", n->blocks}, {"guest_instructions_translated", n->guest_insns}, {"guest_bytes_translated", n->guest_bytes},
         {"host_bytes_emitted", n->host_bytes}, {"translation_cycles", n->translate_cycles},
+        {"time_translator", (uint64_t)((unsigned __int128)n->translate_cycles * v->model->ns_per_tsc_q32 >> 32)},
+        {"expansion_percent", n->guest_bytes ? n->host_bytes * 100 / n->guest_bytes : 0},
         {"cycles_per_instruction_translated", n->guest_insns ? n->translate_cycles / n->guest_insns : 0},
         {"chains_made", n->chains}, {"dispatches", n->dispatches}, {"sensitive_instructions", n->sensitive}, {"string_instructions", n->strings},
         {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_steps", n->kick_steps},

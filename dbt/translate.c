@@ -29,7 +29,8 @@ static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, uns
     ZydisDecoder *dec = &t->decoder[mode_index(t)];
     if (len > 15)
         len = 15;
-    ZyanStatus st = ZydisDecoderDecodeInstruction(dec, &ctx, p, len, &g->z);
+    memcpy(g->bytes, p, len); // once: a device may be writing there
+    ZyanStatus st = ZydisDecoderDecodeInstruction(dec, &ctx, g->bytes, len, &g->z);
     g->rip = rip;
     if (st == ZYDIS_STATUS_NO_MORE_DATA && len < 15)
         return false;
@@ -37,7 +38,6 @@ static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, uns
         cannot_decode(t, g, st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || st == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
         return true;
     }
-    memcpy(g->bytes, p, g->z.length);
     classify(t, g);
     return true;
 }
@@ -69,13 +69,19 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
         return FL_ARITH;
     uint64_t start = off;
     for (unsigned i = 0; i < PEEK_INSNS && unknown; i++) {
-        if (off >= w->len || !decode(t, &t->peek, w->p + off, w->len - (unsigned)off, rip))
+        struct peeked k;
+        if (off >= w->len)
             break;
-        live |= flags_read(&t->peek) & unknown;
-        unknown &= ~flags_killed(&t->peek) & ~live;
-        off += t->peek.z.length;
-        rip += t->peek.z.length;
-        if (ends_block(t, &t->peek))
+        if (!peek_quickly(t, w->p + off, w->len - (unsigned)off, &k)) {
+            if (!decode(t, &t->peek, w->p + off, w->len - (unsigned)off, rip))
+                break;
+            k = (struct peeked){t->peek.z.length, flags_read(&t->peek), flags_killed(&t->peek), ends_block(t, &t->peek)};
+        }
+        live |= k.read & unknown;
+        unknown &= ~k.killed & ~live;
+        off += k.length;
+        rip += k.length;
+        if (k.ends)
             break;
     }
     b->range[b->range_count++] = (struct range){w->gpa + start, (uint32_t)(off - start)};
@@ -285,7 +291,6 @@ struct block *translate(struct dbt *d, uint32_t key)
 {
     struct vcpu *v = d->v;
     struct translation *t = d->tr;
-    uint64_t begin = __builtin_ia32_rdtsc();
     struct window w;
     uint64_t cs_base = (key & KEY_CODE_MASK) == KEY_CODE64 ? 0 : v->s.seg[SEG_CS].base;
     open_window(d, &w, (key & KEY_CODE_MASK) == KEY_CODE64 ? v->s.rip : (uint32_t)(v->s.rip + cs_base));
@@ -311,7 +316,6 @@ struct block *translate(struct dbt *d, uint32_t key)
                 d->n.guest_insns += b->insn_count;
                 d->n.guest_bytes += b->guest_len;
                 d->n.host_bytes += b->code_len;
-                d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
                 if (d->trace_block)
                     d->trace_block(d->trace_opaque, d, b);
                 return b;

@@ -43,8 +43,9 @@ struct cell {
     // Where the two threads run.
     cpu_set_t allowed;
     bool pinned;
-    int schedstat_fd;
-    uint64_t balanced_ns, waited_ns;
+    int schedstat_fd, stat_fd; // of the cell, in /proc
+    uint64_t balanced_ns, ran_ns, waited_ns;
+    bool busy; // it ran lately
 };
 
 _Static_assert(sizeof(struct machine_counters) <= sizeof((struct cell_page *)0)->counters, "they fit");
@@ -275,6 +276,7 @@ static void answer_call(struct machine *m, enum cell_call call)
 
     m->cell->answering = true;
     m->page->value = perform(m, call, address, size, value);
+    m->page->pm_timer_port = piix4pm_timer_port(m->pm);
     m->cell->answering = false;
     m->counters.device_ns += pc_monotonic_ns() - start_ns;
     give_answer(m);
@@ -300,17 +302,37 @@ static void pin_to(struct machine *m, unsigned cpu)
     m->cell->pinned = true;
 }
 
-static uint64_t waited_ns(struct cell *c)
+static bool read_line(int fd, char *line, size_t size)
+{
+    ssize_t n = fd < 0 ? -1 : pread(fd, line, size - 1, 0);
+
+    line[n > 0 ? n : 0] = 0;
+    return n > 0;
+}
+
+// How long the cell has run and has waited for a CPU.
+static void read_times(struct cell *c, uint64_t *ran_ns, uint64_t *waited_ns)
 {
     char line[96];
-    unsigned long long ran = 0, waited = 0;
-    ssize_t n = c->schedstat_fd < 0 ? -1 : pread(c->schedstat_fd, line, sizeof line - 1, 0);
+    unsigned long long ran = c->ran_ns, waited = c->waited_ns;
 
-    if (n <= 0)
-        return 0;
-    line[n] = 0;
-    sscanf(line, "%llu %llu", &ran, &waited);
-    return waited;
+    if (read_line(c->schedstat_fd, line, sizeof line))
+        sscanf(line, "%llu %llu", &ran, &waited);
+    *ran_ns = ran;
+    *waited_ns = waited;
+}
+
+// The CPU the cell is on: the 39th field of /proc/PID/stat, the second of which ends with the last parenthesis.
+static unsigned cpu_of(struct cell *c)
+{
+    char line[1024], *at;
+
+    if (!read_line(c->stat_fd, line, sizeof line) || !(at = strrchr(line, ')')))
+        return CPU_SETSIZE;
+    for (unsigned field = 2; field < 39; field++)
+        if (!(at = strchr(at + 1, ' ')))
+            return CPU_SETSIZE;
+    return (unsigned)strtoul(at, NULL, 10);
 }
 
 static void balance(struct machine *m, uint64_t now_ns)
@@ -319,12 +341,15 @@ static void balance(struct machine *m, uint64_t now_ns)
 
     if (m->role != PC_MACHINE || now_ns - c->balanced_ns < BALANCE_NS)
         return;
-    uint64_t waited = waited_ns(c);
-    bool crowded = waited - c->waited_ns > (now_ns - c->balanced_ns) / 4;
+    uint64_t ran, waited, past = now_ns - c->balanced_ns;
+    read_times(c, &ran, &waited);
+    bool crowded = waited - c->waited_ns > past / 4;
+    c->busy = ran - c->ran_ns > past / 4;
+    c->ran_ns = ran;
     c->waited_ns = waited;
     c->balanced_ns = now_ns;
     if (!c->pinned) {
-        pin_to(m, m->page->cpu);
+        pin_to(m, cpu_of(c));
     } else if (crowded) {
         pin(m, &c->allowed);
         c->pinned = false;
@@ -363,7 +388,8 @@ static void run_call(struct machine *m)
 
 static void sleep_until_bell(struct machine *m, uint64_t now_ns)
 {
-    uint64_t until_ns = now_ns + SECOND_NS; // a cell gone mad can wipe the bell: look once a second
+    // A cell gone mad can wipe the bell: look once a second. While the guest works, see whether its CPU is its own.
+    uint64_t until_ns = now_ns + (m->role == PC_MACHINE && m->cell->busy ? BALANCE_NS : SECOND_NS);
     const struct timer *head = m->device_clock.head;
 
     if (m->role == PC_MACHINE && head && head->deadline_ns < until_ns - m->clock_base_ns)
@@ -529,8 +555,10 @@ int cell_run(struct machine *m, char *error, size_t error_size)
         goto fail;
     learn_levels(m);
     p->stop = 0;
+    p->pm_timer_port = piix4pm_timer_port(m->pm);
     c->balanced_ns = pc_monotonic_ns();
-    c->waited_ns = waited_ns(c);
+    read_times(c, &c->ran_ns, &c->waited_ns);
+    c->busy = true;
     pin_to(m, (unsigned)sched_getcpu());
     m->role = PC_MACHINE;
     give_answer(m);
@@ -645,14 +673,24 @@ _Noreturn static void fail(struct machine *m, enum cell_failure what, int result
     _exit(4);
 }
 
+static int nothing_in_order(const void *a, const void *b)
+{
+    (void)a, (void)b;
+    return 0;
+}
+
 static void set_up_trace(struct machine *m, int fd)
 {
     FILE *f = fdopen(fd, "w");
+    char large[2048] = {0};
 
     if (!f)
         return;
+    // The disassembler sorts a table when it is first used, and glibc's qsort() asks sysinfo() when it is first used for
+    // more than 1 KiB: let that be now.
+    qsort(large, sizeof large / 8, 8, nothing_in_order);
     setvbuf(f, malloc(TRACE_BUFFER), _IOFBF, TRACE_BUFFER); // or it would ask fstat() how large
-    engine_software_trace_code(m->v, f);
+    pc_trace_engine(m, f);
 }
 
 _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
@@ -793,7 +831,7 @@ int cell_start(struct machine *m, char *error, size_t error_size)
         snprintf(error, error_size, "memory: the host has too little left for the guest's process: end some programs");
         return -ENOMEM;
     }
-    c->trace_fd = c->schedstat_fd = -1;
+    c->trace_fd = c->schedstat_fd = c->stat_fd = -1;
     sched_getaffinity(0, sizeof c->allowed, &c->allowed);
     if (m->config.trace_code && !pipe2(pipe_fds, O_CLOEXEC)) {
         c->trace_fd = pipe_fds[0];
@@ -820,6 +858,8 @@ int cell_start(struct machine *m, char *error, size_t error_size)
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/schedstat", (int)c->pid);
     c->schedstat_fd = open(path, O_RDONLY | O_CLOEXEC);
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)c->pid);
+    c->stat_fd = open(path, O_RDONLY | O_CLOEXEC);
     switch (serve(m)) {
     case CALL_READY: return 0;
     case CALL_FAILED: say_why_not(m, error, error_size); break;
@@ -846,6 +886,8 @@ void cell_destroy(struct machine *m)
         close(c->trace_fd);
     if (c->schedstat_fd >= 0)
         close(c->schedstat_fd);
+    if (c->stat_fd >= 0)
+        close(c->stat_fd);
     m->cell = NULL;
     munmap(m->page, sizeof *m->page);
     m->page = NULL;

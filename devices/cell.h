@@ -90,7 +90,6 @@ struct cell_page {
     uint32_t call;              // enum cell_call
     uint32_t size, write;
     uint64_t address, value;
-    uint32_t cpu;    // the host CPU it ran on
     uint32_t answer; // futex: 1 when the machine process has answered in `value`
     char text[CELL_TEXT];
 
@@ -112,6 +111,7 @@ struct cell_page {
     uint32_t a20;
     uint64_t base[MEM_MAX_REGIONS];
     uint8_t pam[16];
+    uint32_t pm_timer_port; // 0: none
 
     // ---- rings, figures, state
     struct cell_out out[CELL_SERIALS];

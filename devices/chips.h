@@ -113,6 +113,12 @@ struct piix4pm;
 struct piix4pm *piix4pm_create(struct pci_bus *b, struct bus *ports, struct timer_queue *clock, struct irq_line sci,
                                struct machine_control control); // 00:01.3, PM base 600h enabled at reset
 void piix4pm_power_button(struct piix4pm *p);
+uint16_t piix4pm_timer_port(const struct piix4pm *p); // where the PM timer is now; 0: nowhere
+// What it shows at this time of the machine's clock (ACPI 4.8.3.3: 24 bits at 3.579545 MHz).
+static inline uint32_t piix4pm_timer_value(uint64_t now_ns)
+{
+    return (uint32_t)time_scale(now_ns, 3579545, 1000000000) & 0xffffff;
+}
 extern const struct device_ops i440fx_device, piix3_device, piix4pm_device;
 
 // fw_cfg: selector 510h, data 511h, DMA 514h. Files are copied.

@@ -162,6 +162,16 @@ static void wait_for_stop(struct machine *m)
     }
 }
 
+void pc_trace_engine(struct machine *m, FILE *f)
+{
+    const struct machine_config *c = &m->config;
+
+    if (c->trace_blocks)
+        engine_software_trace_code(m->v, f);
+    if (c->trace_exc || c->trace_mmu)
+        engine_software_trace_events(m->v, f, c->trace_exc, c->trace_mmu);
+}
+
 // A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h).
 int pc_start_clock(struct machine *m)
 {
@@ -434,7 +444,7 @@ static int attach(struct machine *m)
     if (m->config.engine == &engine_software)
         engine_software_set_host(m->v, (struct engine_host){host_idle, host_run_timers, NULL, m});
     if (m->config.engine == &engine_software && m->config.trace_code)
-        engine_software_trace_code(m->v, m->config.trace_code);
+        pc_trace_engine(m, m->config.trace_code);
     __atomic_store_n(&m->attached, true, __ATOMIC_RELEASE);
     return 0;
 }
@@ -575,7 +585,8 @@ void pc_core_stream(struct machine *m, struct stream *s)
     if (!s->loading)
         return;
     make_safe(m->model, &m->v->s);
-    __atomic_store_n(&m->v->requests, (requests & (REQ_NMI | REQ_INTR | REQ_INIT)) | REQ_INTR | REQ_TIMER, __ATOMIC_RELEASE);
+    requests = (requests & (REQ_NMI | REQ_INIT)) | REQ_INTR | REQ_TIMER;
+    __atomic_store_n(&m->v->requests, requests, __ATOMIC_RELEASE);
     m->v->mode_gen++;
     mmu_flush_all(m->v, true);
 }
@@ -637,7 +648,8 @@ const struct machine_counters *machine_counters(struct machine *m)
     return &m->total;
 }
 
-void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque)
+void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value),
+                          void *opaque)
 {
     if (!m->page) {
         if (m->config.engine == &engine_software && m->v->engine)

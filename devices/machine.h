@@ -67,7 +67,8 @@ struct machine_config {
     // machine_start() before other threads exist, and run the machine on the same thread, which must outlive it; the
     // hooks above run in the caller's process as ever.
     bool cell, sandbox;
-    FILE *trace_code; // --trace code goes here; null: nowhere. May be written by another thread until machine_destroy()
+    bool trace_blocks, trace_exc, trace_mmu; // what the engine writes to trace_code: --trace code, exc, mmu
+    FILE *trace_code; // the engine's trace goes here; null: nowhere. May be written by another thread until machine_destroy()
     void (*in_cell)(void *opaque, struct machine *m); // for tests: called in the cell when its sandbox is closed
 };
 
@@ -100,7 +101,8 @@ struct mem_map *machine_memory(struct machine *m);
 struct bus *machine_ports(struct machine *m);
 const struct machine_counters *machine_counters(struct machine *m);
 // Calls emit() for each of the engine's counters. Inside machine_call() and after machine_run().
-void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
+void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value),
+                          void *opaque);
 int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this one
 
 // ---- any thread

@@ -120,11 +120,7 @@ static void update_bars(struct pci_device *d)
             continue;
         }
         d->mapped[n] = address;
-        if (d->region[n] >= 0)
-            mem_move(d->bus->mem, d->region[n], address);
-        else if (address != PCI_UNMAPPED)
-            d->region[n] =
-                mem_add_mmio(d->bus->mem, address, bar->size, bar->mmio, d->bar_opaque[n], d->name);
+        mem_move(d->bus->mem, d->region[n], address);
     }
 }
 
@@ -217,6 +213,9 @@ void pci_set_bar(struct pci_device *d, unsigned n, const struct pci_bar *bar, vo
     pci_config_writable(d, PCI_BAR(n), bar->io ? mask & 0xfffffffcu : mask & 0xfffffff0u, 4);
     if (bar->bits64)
         pci_config_writable(d, PCI_BAR(n + 1), mask >> 32, 4);
+    // Regions only move once the guest runs: it may be firmware that places the BARs, in a process of its own.
+    if (!bar->io)
+        d->region[n] = mem_add_mmio(d->bus->mem, PCI_UNMAPPED, bar->size, bar->mmio, opaque, d->name);
 }
 
 struct pci_device *pci_add(struct pci_bus *b, unsigned devfn, const struct pci_device_info *info,

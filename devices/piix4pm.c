@@ -41,7 +41,6 @@
 #define GPEN_ALL     0x0f01u
 
 #define PMTMR_HZ   3579545ull
-#define PMTMR_MASK 0xffffffu
 #define PMTMR_HALF 23 // TMROF_STS is set whenever bit 23 changes
 
 struct piix4pm {
@@ -89,6 +88,11 @@ static void overflow_expired(void *opaque, uint64_t now_ns)
     update(opaque);
 }
 
+uint16_t piix4pm_timer_port(const struct piix4pm *p)
+{
+    return p->io_base == PCI_UNMAPPED ? 0 : (uint16_t)(p->io_base + PMTMR);
+}
+
 void piix4pm_power_button(struct piix4pm *p)
 {
     p->pmsts |= PWRBTN_STS;
@@ -100,7 +104,7 @@ static uint32_t register_dword(struct piix4pm *p, unsigned offset)
     switch (offset) {
     case PMSTS: return p->pmsts | (uint32_t)p->pmen << 16;
     case PMCNTRL: return p->pmcntrl;
-    case PMTMR: return pm_count(p) & PMTMR_MASK;
+    case PMTMR: return piix4pm_timer_value(timer_now(p->clock));
     case GPSTS: return p->gpsts | (uint32_t)p->gpen << 16;
     default: return 0;
     }

@@ -42,7 +42,37 @@ static uint64_t timeval_ns(struct timeval t)
 
 static void put_engine_figure(void *sink, const char *name, uint64_t value)
 {
-    stats_count(sink, name, value);
+    if (!strncmp(name, "time_", 5))
+        stats_ns(sink, name, value);
+    else
+        stats_count(sink, name, value);
+}
+
+// Adds what the process that runs guest code has used (proc(5)).
+static void add_cell_usage(const struct machine *m, uint64_t *user_ns, uint64_t *system_ns, uint64_t *peak_bytes)
+{
+    int pid = machine_cell_pid(m);
+    char path[64], line[1024], *at;
+    unsigned long user, system, tick_ns = 1000000000ul / (unsigned long)sysconf(_SC_CLK_TCK);
+    unsigned long long kib;
+    if (!pid)
+        return;
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *f = fopen(path, "re");
+    if (f && fgets(line, sizeof line, f) && (at = strrchr(line, ')')) &&
+        sscanf(at, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2) {
+        *user_ns += user * tick_ns;
+        *system_ns += system * tick_ns;
+    }
+    if (f)
+        fclose(f);
+    snprintf(path, sizeof path, "/proc/%d/status", pid);
+    f = fopen(path, "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %llu", &kib) == 1)
+            *peak_bytes += kib << 10;
+    if (f)
+        fclose(f);
 }
 
 static void list_stats(void *opaque, struct stats_sink *sink)
@@ -53,9 +83,12 @@ static void list_stats(void *opaque, struct stats_sink *sink)
     uint64_t wall_ns = clock_ns(CLOCK_MONOTONIC) - r->started_ns;
     stats_ns(sink, "time_wall", wall_ns);
     if (!getrusage(RUSAGE_SELF, &usage)) {
-        stats_ns(sink, "time_cpu_user", timeval_ns(usage.ru_utime));
-        stats_ns(sink, "time_cpu_system", timeval_ns(usage.ru_stime));
-        stats_bytes(sink, "memory_peak_resident", (uint64_t)usage.ru_maxrss << 10);
+        uint64_t user_ns = timeval_ns(usage.ru_utime), system_ns = timeval_ns(usage.ru_stime);
+        uint64_t peak_bytes = (uint64_t)usage.ru_maxrss << 10;
+        add_cell_usage(r->machine, &user_ns, &system_ns, &peak_bytes);
+        stats_ns(sink, "time_cpu_user", user_ns);
+        stats_ns(sink, "time_cpu_system", system_ns);
+        stats_bytes(sink, "memory_peak_resident", peak_bytes);
     }
     stats_ns(sink, "time_devices", n->device_ns);
     stats_ns(sink, "time_idle", n->idle_ns);
@@ -192,7 +225,10 @@ static struct machine *create(struct run *r, char *error, bool *usage)
         .opaque = r,
         .cell = o->cell,
         .sandbox = o->sandbox,
-        .trace_code = o->trace & LOG_CODE ? r->trace.f : NULL,
+        .trace_blocks = o->trace & LOG_CODE,
+        .trace_exc = o->trace & LOG_EXC,
+        .trace_mmu = o->trace & LOG_MMU,
+        .trace_code = o->trace & (LOG_CODE | LOG_EXC | LOG_MMU) ? r->trace.f : NULL,
     };
     for (unsigned i = 0; i < MAX_SERIALS; i++)
         if (r->serials[i].kind != CHAR_NONE)

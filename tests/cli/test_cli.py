@@ -189,6 +189,14 @@ class Statuses(unittest.TestCase):
         result = boot("x", "--stats=json")
         self.assertGreater(json.loads(result.stderr)["time_wall"], 0)
 
+    def test_trace_exc_shows_every_step_of_a_triple_fault_and_trace_mmu_none_of_it(self):
+        lines = [line for line in boot("t", "--trace", "exc").stderr.splitlines() if line.startswith("exc ")]
+        self.assertEqual([line.split(" rip ")[0] for line in lines],
+                         ["exc  #UD vector 6", "exc  #GP vector 13 error 0x33", "exc  #DF vector 8 error 0"])
+        self.assertEqual(len({line.split(" rip ")[1] for line in lines}), 1)
+        lines = [line for line in boot("t", "--trace", "mmu").stderr.splitlines() if line.startswith(("exc ", "mmu  #"))]
+        self.assertEqual(lines, [])
+
 
 class BackEnds(unittest.TestCase):
     def test_machine_file_and_serial_file(self):

@@ -1,7 +1,11 @@
-// A machine whose vCPU runs in a process of its own: what crosses, what is refused, and who survives whom. The engine is
-// a fake one that plays the guest in the cell, except where a test needs translated code.
+// A machine whose vCPU runs in a process of its own: what crosses, what is refused, and who survives whom. The
+// engine is a fake one that plays the guest in the cell, except where a test needs translated code.
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -12,8 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -259,6 +265,35 @@ static void an_interrupt_line_of_a_chip_outside_reaches_the_8259_inside(void **s
 
     run(p, act_interrupt);
     assert_int_equal(p->seen->value[0], 2);
+}
+
+static void act_pm_timer(struct play *p, struct vcpu *v)
+{
+    uint64_t *seen = p->seen->value;
+
+    seen[0] = v->exits.port_read(v->exits.opaque, 0x608, 4);
+    seen[1] = v->exits.port_read(v->exits.opaque, 0x608, 2) | v->exits.port_read(v->exits.opaque, 0x60a, 2) << 16;
+    seen[2] = v->exits.port_read(v->exits.opaque, 0x608, 4);
+    seen[3] = p->m->counters.core_ports;
+    v->exits.port_write(v->exits.opaque, 0xcf8, 4, 0x80000b40);
+    v->exits.port_write(v->exits.opaque, 0xcfc, 4, 0x701); // PMBASE
+    seen[4] = v->exits.port_read(v->exits.opaque, 0x608, 4);
+    seen[5] = v->exits.port_read(v->exits.opaque, 0x708, 4);
+    seen[6] = p->m->counters.core_ports;
+    v->exits.port_write(v->exits.opaque, 0x704, 2, 0x2000);
+}
+
+static void the_pm_timer_is_read_inside_wherever_it_is_and_agrees_with_outside(void **state)
+{
+    struct play *p = *state;
+    const uint64_t *seen = p->seen->value;
+
+    run(p, act_pm_timer);
+    assert_true(seen[0] <= seen[1] && seen[1] <= seen[2]);
+    assert_int_equal(seen[3], 2);
+    assert_int_equal(seen[4], 0xffffffff);
+    assert_true(seen[5] >= seen[2] && seen[5] < 0x1000000);
+    assert_int_equal(seen[6], 3);
 }
 
 static void act_print(struct play *p, struct vcpu *v)
@@ -535,7 +570,8 @@ static void act_executable(struct play *p, struct vcpu *v)
 {
     (void)v;
     p->seen->value[0] = 1;
-    p->seen->value[0] = (uint64_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    p->seen->value[0] =
+        (uint64_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 static void act_protect(struct play *p, struct vcpu *v)
@@ -572,6 +608,44 @@ static void forbidden_system_calls_kill_the_cell_and_the_machine_says_so(void **
         machine_destroy(p->m);
         p->m = NULL;
     }
+}
+
+// A host whose kernel knows no seccomp(2).
+static void forget_seccomp(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_seccomp, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {4, filter};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+static void without_seccomp_it_starts_only_with_the_sandbox_off(void **state)
+{
+    struct play *p = *state;
+    struct machine_config config = config_for(p);
+    int status;
+    pid_t child = fork();
+
+    if (!child) {
+        char error[MACHINE_ERROR_SIZE] = "";
+        forget_seccomp();
+        p->m = machine_create(&config, error, sizeof error, NULL);
+        if (!p->m || !machine_start(p->m, error, sizeof error) || !strstr(error, "give --sandbox off"))
+            _exit(1);
+        machine_destroy(p->m);
+        config.sandbox = false;
+        p->act = act_pam;
+        p->m = machine_create(&config, error, sizeof error, NULL);
+        _exit(p->m && machine_run(p->m, error, sizeof error).end == MACHINE_END_POWERED_OFF ? 0 : 2);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 static void act_allowed(struct play *p, struct vcpu *v)
@@ -708,10 +782,38 @@ static void a_device_that_writes_over_translated_code_is_seen(void **state)
 
     make_kernel(dma_guest, (size_t)(dma_guest_end - dma_guest));
     config.engine = &engine_software;
+#ifdef __SANITIZE_ADDRESS__
+    config.sandbox = false; // its run-time library makes other system calls than ours
+#endif
     create(p, &config);
     struct machine_outcome outcome = run(p, NULL);
     assert_int_equal(outcome.end, MACHINE_END_GUEST_EXIT);
     assert_int_equal(outcome.value, 0x21 << 1 | 1);
+}
+
+static void translated_code_is_traced_through_a_pipe(void **state)
+{
+    struct play *p = *state;
+    struct machine_config config = config_for(p);
+    char text[4096] = "";
+    FILE *f = tmpfile();
+
+    make_kernel(dma_guest, (size_t)(dma_guest_end - dma_guest));
+    config.engine = &engine_software;
+    config.trace_code = f;
+    config.trace_blocks = true;
+#ifdef __SANITIZE_ADDRESS__
+    config.sandbox = false;
+#endif
+    create(p, &config);
+    assert_int_equal(run(p, NULL).end, MACHINE_END_GUEST_EXIT);
+    machine_destroy(p->m); // the last of it has come
+    p->m = NULL;
+    rewind(f);
+    assert_true(fread(text, 1, sizeof text - 1, f) > 0);
+    fclose(f);
+    assert_non_null(strstr(text, "block rip 100020"));
+    assert_non_null(strstr(text, "guest 000000100020  mov      esp, 0x8000"));
 }
 
 struct told {
@@ -774,6 +876,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         test(accesses_reach_chips_on_both_sides),
         test(an_interrupt_line_of_a_chip_outside_reaches_the_8259_inside),
+        test(the_pm_timer_is_read_inside_wherever_it_is_and_agrees_with_outside),
         test(serial_output_comes_whole_and_in_order),
         test(serial_input_comes_whole_and_in_order),
         test(reset_starts_the_cell_anew_with_the_payload),
@@ -784,11 +887,13 @@ int main(void)
         test(the_cells_memory_map_follows_the_chipset),
         test(the_cell_has_no_open_files_and_no_environment),
         test(forbidden_system_calls_kill_the_cell_and_the_machine_says_so),
+        test(without_seccomp_it_starts_only_with_the_sandbox_off),
         test(what_the_core_needs_is_allowed),
         test(the_machine_survives_a_crash_of_the_cell),
         test(a_destroyed_machine_leaves_no_process),
         test(nonsense_in_the_page_harms_the_guest_only),
         test(a_device_that_writes_over_translated_code_is_seen),
+        test(translated_code_is_traced_through_a_pipe),
         test(writes_to_traced_pages_are_told_before_the_cell_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

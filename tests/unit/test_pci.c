@@ -172,6 +172,17 @@ static void bars_size_and_move(void **state)
     assert_int_equal(mem_find(&f->mem, 0xe0004000).kind, MEM_NONE);
 }
 
+// Another process follows the map by the index of a region: none may come while the guest runs.
+static void placing_a_bar_makes_no_region(void **state)
+{
+    struct board *b = *state;
+    unsigned count = b->f.mem.region_count;
+    config_set(&b->f, TEST_DEVFN, 0x10, 4, 0xe0000000);
+    config_set(&b->f, TEST_DEVFN, 4, 2, 2);
+    assert_int_equal(mem_find(&b->f.mem, 0xe0000000).kind, MEM_MMIO);
+    assert_int_equal(b->f.mem.region_count, count);
+}
+
 static void bar_above_4g_decodes(void **state)
 {
     struct board *b = *state;
@@ -419,6 +430,7 @@ int main(void)
         T(address_register_takes_dwords_only),
         T(header_reads_back_in_every_width),
         T(bars_size_and_move),
+        T(placing_a_bar_makes_no_region),
         T(bar_above_4g_decodes),
         T(bar_over_ram_or_apic_does_not_decode),
         T(io_bar_over_another_device_yields),

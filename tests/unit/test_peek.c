@@ -1,0 +1,145 @@
+// The quick look of liveness (dbt/peek.c) against the decoder: what it claims to know is what decoding and classifying say.
+#include "dbt/internal.h"
+#include "fake_host.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#define CASES 400000u
+
+struct bench {
+    struct vcpu v;
+    struct dbt d;
+    struct translation t;
+    struct cpu_model *model;
+};
+
+static struct bench *bench_create(unsigned code_size)
+{
+    struct bench *b = calloc(1, sizeof *b);
+    struct fake_host f;
+    char error[160] = "";
+    fake_host_init(&f, false);
+    assert_non_null(b);
+    b->model = cpu_model_create_on(&f.host, "v3", error, sizeof error);
+    if (!b->model)
+        fail_msg("%s", error);
+    b->v.model = b->model;
+    b->d.v = &b->v;
+    b->t.d = &b->d;
+    b->t.code_size = code_size;
+    b->t.key = KEY_PE | KEY_OSFXSR | KEY_OSXSAVE | KEY_AVX | (code_size == 8 ? KEY_CODE64 : KEY_CODE32);
+    classify_init(&b->t);
+    features_init(&b->t, b->model);
+    decoders_init(&b->t, b->model);
+    return b;
+}
+
+static void bench_destroy(struct bench *b)
+{
+    cpu_model_destroy(b->model);
+    free(b);
+}
+
+static uint64_t next_random(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+static bool leaves_block(const struct ginsn *g)
+{
+    if (g->cls != CLASS_CONTROL)
+        return g->cls != CLASS_PLAIN && g->cls != CLASS_NOTHING;
+    return g->z.meta.category == ZYDIS_CATEGORY_COND_BR || g->z.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
+           g->z.meta.category == ZYDIS_CATEGORY_CALL || g->z.meta.category == ZYDIS_CATEGORY_RET;
+}
+
+static void fail_at(const char *what, const uint8_t *p, const struct ginsn *g, const struct peeked *k)
+{
+    fail_msg("%s of %02x %02x %02x %02x %02x %02x: length %u, read %x, killed %x; the decoder: length %u, read %x, killed %x", what, p[0],
+             p[1], p[2], p[3], p[4], p[5], k->length, k->read, k->killed, g->z.length, flags_read(g), flags_killed(g));
+}
+
+static void compare(struct bench *b, const uint8_t p[15], unsigned *known)
+{
+    struct ginsn *g = &b->t.insn[0];
+    struct peeked k;
+    if (!peek_quickly(&b->t, p, 15, &k))
+        return;
+    ++*known;
+    memset(&g->z, 0, sizeof g->z);
+    if (ZYAN_FAILED(ZydisDecoderDecodeFull(&b->t.decoder[2], p, 15, &g->z, g->op)))
+        fail_at("not an instruction", p, g, &k);
+    memcpy(g->bytes, p, 15);
+    classify(&b->t, g);
+    if (k.length != g->z.length)
+        fail_at("length", p, g, &k);
+    if (k.read != flags_read(g) || k.killed != flags_killed(g))
+        fail_at("flags", p, g, &k);
+    if (k.ends != leaves_block(g))
+        fail_at("end of block", p, g, &k);
+}
+
+static void peek_agrees_with_the_decoder_on_random_bytes(void **state)
+{
+    (void)state;
+    struct bench *b = bench_create(8);
+    uint64_t seed = 0x2545f4914f6cdd1d;
+    unsigned known = 0;
+    for (unsigned i = 0; i < CASES; i++) {
+        uint8_t p[16];
+        for (unsigned k = 0; k < 16; k += 8) {
+            uint64_t r = next_random(&seed);
+            memcpy(p + k, &r, 8);
+        }
+        if (i & 1) // every other one with REX
+            p[0] = (uint8_t)(0x40 | (p[0] & 15));
+        if ((i & 6) == 6)
+            p[i & 1] = 0x0f;
+        compare(b, p, &known);
+    }
+    assert_in_range(known, CASES / 4, CASES);
+    bench_destroy(b);
+}
+
+static void peek_never_looks_beyond_the_room(void **state)
+{
+    (void)state;
+    struct bench *b = bench_create(8);
+    static const uint8_t code[] = {0x48, 0x81, 0x84, 0x24, 1, 0, 0, 0, 2, 0, 0, 0}; // add qword [rsp + 1], 2
+    struct peeked k;
+    for (unsigned room = 0; room <= sizeof code; room++) {
+        uint8_t *exact = malloc(room ? room : 1); // the sanitizer sees what is read behind it
+        memcpy(exact, code, room);
+        assert_int_equal(peek_quickly(&b->t, exact, room, &k), room == sizeof code);
+        free(exact);
+    }
+    assert_int_equal(k.length, sizeof code);
+    bench_destroy(b);
+}
+
+static void peek_leaves_32_bit_code_to_the_decoder(void **state)
+{
+    (void)state;
+    struct bench *b = bench_create(4);
+    static const uint8_t code[15] = {0x41, 0x39, 0xd8}; // INC ECX there, not a prefix
+    struct peeked k;
+    assert_false(peek_quickly(&b->t, code, sizeof code, &k));
+    bench_destroy(b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(peek_agrees_with_the_decoder_on_random_bytes),
+        cmocka_unit_test(peek_never_looks_beyond_the_room),
+        cmocka_unit_test(peek_leaves_32_bit_code_to_the_decoder),
+    };
+    return cmocka_run_group_tests_name("peek", tests, NULL, NULL);
+}
