@@ -686,8 +686,8 @@ static void set_up_trace(struct machine *m, int fd)
 
     if (!f)
         return;
-    // The disassembler sorts a table when it is first used, and glibc's qsort() asks sysinfo() when it is first used for
-    // more than 1 KiB: let that be now.
+    // The disassembler sorts a table when it is first used, and glibc's qsort() calls sysinfo() the first time
+    // it sorts more than 1 KiB: let that be now.
     qsort(large, sizeof large / 8, 8, nothing_in_order);
     setvbuf(f, malloc(TRACE_BUFFER), _IOFBF, TRACE_BUFFER); // or it would ask fstat() how large
     pc_trace_engine(m, f);
