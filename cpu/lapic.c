@@ -503,7 +503,7 @@ static void registers_reset(struct lapic *l)
     l->extint = 0;
     l->initial_count = l->divide_config = 0;
     l->start_ns = 0;
-    l->tsc_deadline = 0;
+    l->tsc_deadline = l->owed = 0;
     timer_cancel(&l->timer);
 }
 

@@ -27,6 +27,8 @@ build_packages=(gcc libc6-dev meson ninja-build pkg-config libzydis-dev libcapst
     libcmocka-dev)
 # What the test images need.
 image_packages=(cpio gzip python3 ca-certificates nasm)
+# What ./check's guests need beyond that: a Debian root file system, SeaBIOS.
+guest_packages=(mmdebstrap e2fsprogs util-linux xz-utils seabios)
 
 as_root()
 {

@@ -2,12 +2,13 @@
 # Boots one Debian kernel to user space, compares what busybox prints there with what it prints on the host, and checks the
 # exit status.
 #   boot.sh [--monitor PROGRAM|qemu] [--append TEXT] [--end poweroff|reboot|exit] [--timeout SECONDS] [--keep]
+#           [--sees KIB]
 #           KERNEL [GNOMON OPTION]...
 # KERNEL: cloud-amd64, amd64, 686-pae or 686, as tests/guests/fetch names them. Status 77: it was not fetched.
 set -u
 caller=$PWD
 . "$(dirname "$0")/../../tools/common.sh"
-monitor=$top/build/frontend/gnomon append= end=poweroff limit=${GNOMON_BOOT_TIMEOUT:-120} keep=
+monitor=$top/build/frontend/gnomon append= end=poweroff sees=0 limit=${GNOMON_BOOT_TIMEOUT:-120} keep=
 while [ $# -gt 0 ]; do
     case $1 in
     --monitor) monitor=$2; shift 2 ;;
@@ -15,6 +16,7 @@ while [ $# -gt 0 ]; do
     --end) end=$2; shift 2 ;;
     --timeout) limit=$2; shift 2 ;;
     --keep) keep=1; shift ;;
+    --sees) sees=$2; shift 2 ;;
     *) break ;;
     esac
 done
@@ -68,6 +70,8 @@ failed=
 [ $status = $want ] || failed="exit status $status instead of $want"
 grep -q '^BOOTED ' "$work/lines" || failed="no user space"
 cmp -s "$work/expected" "$work/got" || failed=${failed:-"busybox printed something else than on the host"}
+memory=$(sed -n 's/^MEMORY //p' "$work/lines")
+[ "${memory:-0}" -ge "$sees" ] || failed=${failed:-"sees $memory KiB of memory instead of $sees"}
 if [ -n "$failed" ]; then
     say "$flavour: $failed; the last lines:"
     tail -n 25 "$work/lines"
