@@ -70,6 +70,8 @@ def main():
         subprocess.run([os.path.join(HERE, "initramfs.sh"), os.path.join(work, "initramfs.cpio"), BUSYBOX,
                         os.path.join(HERE, "init-clocks"), f"clock={clock}", f"exit={leave}"], check=True)
         for append, clocks in MACHINES:
+            if clocks == ["jiffies"] and seconds < 30:
+                continue  # a tick on its way is 0.1 % of four seconds
             for name, marks in run(gnomon, work, append, clocks, seconds).items():
                 error = drift(marks)
                 good = abs(error) <= 0.001
