@@ -157,6 +157,7 @@ void cache_forget_far(struct dbt *d, bool global)
 void cache_flush(struct dbt *d)
 {
     d->n.flushes++;
+    plant_remove(d);
     for (uint32_t i = 0; i < d->block_count; i++) {
         struct block *b = d->blocks[i];
         for (unsigned r = 0; r < b->range_count; r++) {

@@ -127,11 +127,27 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     return e;
 }
 
+static uint32_t offset_here(const struct translation *t) { return (uint32_t)(asm_here(&t->a) - t->b->code); }
+
+// From there to here a kick may leave: RIP is in T0.
+static void indirect_since(struct translation *t, uint32_t begin)
+{
+    struct block *b = t->b;
+    if (b->indirect_count < sizeof b->indirect / sizeof b->indirect[0])
+        b->indirect[b->indirect_count++] = (struct span){begin, offset_here(t)};
+}
+
 // Exits other than to the same page leave with live flags parked.
 static void leave_parked(struct translation *t)
 {
     if (t->flags == FLAGS_HOST)
         flags_park(t);
+}
+
+static void leaves_at(const struct translation *t, struct exit *e, enum out_state state)
+{
+    e->out = offset_here(t);
+    e->at_out = (uint8_t)state;
 }
 
 void emit_exit_to(struct translation *t, uint64_t rip)
@@ -148,12 +164,14 @@ void emit_exit_to(struct translation *t, uint64_t rip)
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
     } else if (e->kind == EXIT_FAR) {
         leave_parked(t);
+        leaves_at(t, e, OUT_PARKED);
         a8(a, 0xff); // jmp [slot]
         a_abs(a, 4, e->site, 0);
         cold_add(t, COLD_EXIT, 0, false, NULL)->exit = e;
     } else {
         if (t->flags == FLAGS_PARKED)
             flags_unpark(t);
+        leaves_at(t, e, OUT_HOST);
         uint8_t *site = a_jmp(a);
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
@@ -165,9 +183,12 @@ void emit_exit_to(struct translation *t, uint64_t rip)
 static void emit_exit_if(struct translation *t, unsigned cc, uint64_t rip)
 {
     struct asm_buf *a = &t->a;
+    uint32_t out = offset_here(t);
     uint8_t *site = a_jcc(a, cc);
     struct exit *e = one(t) || far(t, rip & t->rip_mask) ? NULL : new_exit(t, rip & t->rip_mask);
     if (e) {
+        e->out = out;
+        e->at_out = OUT_BRANCH;
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
         return;
@@ -190,6 +211,7 @@ void emit_exit_indirect(struct translation *t)
     } else if (!d->context) {
         a_jmp_to(a, d->stub_ib_miss);
     } else { // if (tag[rip & 0xffff] == rip) goto *code[...]
+        uint32_t begin = offset_here(t);
         a_movzx16(a, T1, T0);
         a_rex(a, 8, T0, T1, 0, 0);
         a8(a, 0x3b);
@@ -197,6 +219,7 @@ void emit_exit_indirect(struct translation *t)
         a_jcc_to(a, CC_NE, d->stub_ib_miss);
         a8(a, 0xff);
         a_table(a, 4, (uint64_t)d->context->code, T1);
+        indirect_since(t, begin);
     }
     t->flags = flags;
 }
@@ -219,6 +242,7 @@ static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect
     a8(a, 0xe8);
     a32(a, 0);
     // landing: T0 is the RIP the guest's RET popped, flags are parked
+    uint32_t landing = offset_here(t);
     if ((int64_t)next == (int32_t)next) {
         a_rex(a, 8, 0, 0, T0, 0);
         a8(a, 0x81);
@@ -231,6 +255,7 @@ static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect
         a_modrm(a, 3, T1, T0);
     }
     a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
+    indirect_since(t, landing);
     t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
     t->flags = flags;
@@ -255,7 +280,9 @@ static void emit_ret(struct translation *t, struct ginsn *g)
         return;
     }
     leave_parked(t);
+    uint32_t begin = offset_here(t);
     a8(a, 0xc3);
+    indirect_since(t, begin);
     t->ended = true;
 }
 

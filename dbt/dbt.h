@@ -53,6 +53,10 @@ extern const uint8_t host_of_guest[16];
 
 struct block;
 
+// The guest's state at the jump of an exit: its target comes next, with flags in the host or parked; or the branch
+// itself does, because the jump is a condition's.
+enum out_state { OUT_HOST, OUT_PARKED, OUT_BRANCH };
+
 enum exit_kind { EXIT_NEAR /* same page: a patched rel32 */, EXIT_FAR /* other page: a slot, reset by TLB flushes */ };
 
 struct exit { // a direct exit of a block
@@ -62,7 +66,9 @@ struct exit { // a direct exit of a block
     uint32_t key;            // of the block it leads to
     uint32_t cold;           // run address of its unlinked code
     uint32_t site;           // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
+    uint32_t out;            // offset of the jump in the block's code
     uint8_t kind;
+    uint8_t at_out;          // enum out_state
     uint8_t logged;
 };
 
@@ -71,6 +77,10 @@ struct map_entry { // start of a guest instruction
     uint16_t guest; // offset in the block's guest bytes
     uint8_t shadow; // the instruction before was STI: no interrupt may come between
     uint8_t parked; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
+};
+
+struct span { // host code during which the guest's RIP is in T0 and its flags are parked
+    uint32_t begin, end; // offsets in the block's code
 };
 
 struct page_link {
@@ -100,6 +110,8 @@ struct block {
     struct exit exits[2];
     uint8_t exit_count;
     uint8_t range_count;
+    uint8_t indirect_count;
+    struct span indirect[2]; // indirect exits, and the landing of a CALL's prediction
     struct range range[4];   // guest bytes the translation depends on: first its own, then what liveness peeked at
 };
 
@@ -144,9 +156,16 @@ struct context {
 #define SLOT_COUNT 262144
 #define BOUNCE_SIZE 4096
 
+#define MAX_INSNS 64 // of a block
+#define MAX_PLANTED (MAX_INSNS + 4)
+struct planted { // a breakpoint in translated code (plant.c)
+    uint32_t at; // run address
+    uint8_t byte; // that belongs there
+};
+
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
-    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_steps, flushes, invalidations;
+    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, flushes, invalidations;
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t steps, services, segment_checks, faults;
     uint64_t executed; // guest instructions, if they are counted
@@ -174,6 +193,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
         stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault;
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
+    uint64_t slow_begin, slow_end;     // stubs that return into a block
+    uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
 
     // code cache: two mappings of one memfd
     uint8_t *rw;
@@ -217,8 +238,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t unmerged[4096]; // RIPs of blocks whose groups keep missing, hashed
     int stop; // enum engine_stop + 1 when the run loop must end
     uint32_t kicked; // a signal set a request since run_service() began
-    int stepping;    // the signal handler single-steps to an instruction boundary
-    int in_slow;     // RIP must be found from slow_ret if something is thrown
+    uint32_t in_slow; // in C called from within an instruction: RIP must be found from slow_ret if something is thrown
     int restart;     // thrown to leave an instruction that is to be run again, not for a fault
     int fpu_saved;
     unsigned fault_vector;
@@ -227,6 +247,11 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint8_t *ras; // the contexts' return stacks
     void *alt_stack;
     int tid, pid;
+    struct planted planted[MAX_PLANTED];
+    unsigned planted_count;
+    uint64_t kicked_tsc; // host TSC when a kick came that has not left translated code yet, else 0
+    uint32_t kick_us[64]; // interrupts by microseconds from kick to handler, the last for 63 and more
+    uint64_t kick_cycles_max;
     struct dbt_counters n;
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
@@ -335,6 +360,13 @@ void masked_commit(struct dbt *d); // after both runs of a store
 uint64_t masked_fill(struct dbt *d, uint64_t la, bool write);
 // As cpu_linear(), false where that would throw.
 bool masked_linear(struct dbt *d, unsigned sreg, uint64_t offset, unsigned size, bool write, uint64_t *la);
+
+// ---- plant.c: breakpoints at the boundaries of guest instructions in a block
+// What the guest's state is at a run address in the block, if that is a boundary. *parked: where its flags are.
+bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bool *parked);
+void plant(struct dbt *d, const struct block *b);
+void plant_remove(struct dbt *d);
+bool plant_is_at(const struct dbt *d, uint64_t at);
 
 // ---- signal.c
 int signal_attach(struct dbt *d);

@@ -2,8 +2,6 @@
 #pragma once
 #include "dbt/dbt.h"
 
-#define MAX_INSNS 64
-
 enum insn_class { CLASS_PLAIN, CLASS_CONTROL, CLASS_SENSITIVE, CLASS_STRING, CLASS_NOTHING, CLASS_INLINE, CLASS_GATHER };
 
 struct ginsn { // one decoded guest instruction

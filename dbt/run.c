@@ -3,6 +3,7 @@
 //
 // Guest faults come here by cpu_throw(): the loop's setjmp returns, RIP is made exact, and cpu/ delivers the exception.
 // Leaving the loop and restarting an instruction use the same way out.
+#include "cpu/model.h"
 #include "dbt/dbt.h"
 
 uint64_t run_service(struct dbt *d);
@@ -216,7 +217,6 @@ static uint64_t masked_slow(struct dbt *d, uint64_t la, unsigned size, bool writ
         host = masked_fill(d, la, write);
     if (!host)
         run_bounced(d);
-    d->in_slow = 0;
     return host;
 }
 
@@ -239,10 +239,8 @@ static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool writ
     unsigned acc = (write ? ACC_WRITE : ACC_READ) | mmu_acc(v);
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE && !must_stop(d) && mmu_probe(v, la, acc, &w, &error) && (!write || w.writable)) {
         uint64_t host = (uint64_t)mmu_fill(v, la, acc);
-        if (host) {
-            d->in_slow = 0;
+        if (host)
             return host;
-        }
     }
     struct block *b = cache_block_at(d, d->slow_ret);
     d->n.group_misses++;
@@ -263,7 +261,6 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
     unsigned size = SLOW_SIZE(info);
     d->n.slow_fills++;
     recover_flags(d);
-    d->in_slow = 1;
     if (must_stop(d)) {
         d->restart = 1;
         leave(d);
@@ -284,7 +281,6 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
             run_bounced(d);
         host = (uint64_t)bounce_read(d, la, size);
     }
-    d->in_slow = 0;
     return host;
 }
 
@@ -294,7 +290,6 @@ uint64_t run_segment(struct dbt *d, uint64_t offset)
     d->n.segment_checks++;
     uint64_t ax = v->s.gpr[RAX];
     recover_flags(d);
-    d->in_slow = 1;
     unsigned seg = d->slow_info >> SLOW_SEG_SHIFT & 7, size = SLOW_SIZE(d->slow_info);
     bool write = d->slow_info & SLOW_WRITE;
     uint64_t la;
@@ -304,7 +299,6 @@ uint64_t run_segment(struct dbt *d, uint64_t offset)
     } else if (!masked_linear(d, seg, offset, size, write, &la)) {
         run_bounced(d);
     }
-    d->in_slow = 0;
     v->s.gpr[RAX] = ax;
     return la;
 }
@@ -351,10 +345,25 @@ _Noreturn void run_fault(struct dbt *d)
     cpu_throw(d->v, vector);
 }
 
+// From the signal to the interrupt's handler, a few loads before its first instruction.
+static void count_kick(struct dbt *d, bool interrupted)
+{
+    if (interrupted) {
+        uint64_t cycles = __builtin_ia32_rdtsc() - d->kicked_tsc;
+        uint64_t us = (uint64_t)((unsigned __int128)cycles * d->v->model->ns_per_tsc_q32 >> 32) / 1000;
+        d->kick_us[us < 63 ? us : 63]++;
+        if (cycles > d->kick_cycles_max)
+            d->kick_cycles_max = cycles;
+    }
+    d->kicked_tsc = 0;
+}
+
 uint64_t run_service(struct dbt *d)
 {
+    bool interrupted = false;
     struct vcpu *v = d->v;
     d->n.services++;
+    plant_remove(d);
     d->kicked = 0; // before the look: the stub sees a kick that comes after it
     for (;;) {
         uint32_t r = requests(v);
@@ -376,6 +385,7 @@ uint64_t run_service(struct dbt *d)
         }
         if (cpu_take_pending(v)) {
             d->n.interrupts++;
+            interrupted = true;
             d->force = 0;
             debug_traps(v, false); // breakpoints on the handler's stack
         }
@@ -392,8 +402,12 @@ uint64_t run_service(struct dbt *d)
         fpu_out(d);
         d->host.idle(d->host.opaque);
         fpu_in(d);
+        d->kicked_tsc = 0;
     }
-    return next_code(d);
+    uint64_t code = next_code(d);
+    if (d->kicked_tsc)
+        count_kick(d, interrupted);
+    return code;
 }
 
 static void find_slow_rip(struct dbt *d)
