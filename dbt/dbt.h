@@ -172,6 +172,9 @@ struct dbt_counters {
     uint64_t op_count[OP_COUNT];
 };
 
+enum fpu_place { FPU_LIVE, FPU_SAVED, FPU_VECTORS_SAVED /* vectors.c */ };
+enum vector_kind { VECTORS_XMM, VECTORS_YMM, VECTORS_ZMM_K16 /* no AVX512BW */, VECTORS_ZMM };
+
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
 struct dbt { // mapped below 2 GiB: translated code addresses its fields
@@ -183,6 +186,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t delta[8]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
     _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];
+    _Alignas(64) uint8_t vectors[32 * 64 + 8 * 8];
+    enum vector_kind vector_kind;
     uint64_t bounce_la;
     uint32_t bounce_len, bounce_next;
     uint8_t *bounce_data;
@@ -240,7 +245,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t kicked; // a signal set a request since run_service() began
     uint32_t in_slow; // in C called from within an instruction: RIP must be found from slow_ret if something is thrown
     int restart;     // thrown to leave an instruction that is to be run again, not for a fault
-    int fpu_saved;
+    enum fpu_place fpu_saved;
     unsigned fault_vector;
     bool count_executed; // each block counts its instructions as it is entered
     bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
@@ -296,6 +301,10 @@ struct code_page { uint64_t gpa; bool global; };
 struct code_page mode_fetch(struct dbt *d, uint64_t la); // throws #PF
 
 static inline unsigned code_page_bit(uint64_t page) { return (unsigned)(page ^ page >> 16 ^ page >> 32) & 0xffff; }
+
+// ---- vectors.c
+void vectors_save(struct dbt *d);
+void vectors_load(struct dbt *d);
 
 // ---- stubs.c
 int stubs_create(struct dbt *d);

@@ -2,6 +2,8 @@
 #pragma once
 #include "dbt/dbt.h"
 
+#define MAX_LENGTH 15 // bytes of an instruction
+
 enum insn_class { CLASS_PLAIN, CLASS_CONTROL, CLASS_SENSITIVE, CLASS_STRING, CLASS_NOTHING, CLASS_INLINE, CLASS_GATHER };
 
 struct ginsn { // one decoded guest instruction
@@ -44,6 +46,8 @@ struct window { // the bytes of the page(s) being translated
 };
 
 #define MERGE_GROUPS 8
+#define FORM_BITS 13
+#define FORM_BYTES (4u << 20)
 
 struct merge_group { // accesses off one register that one check covers (merge.c)
     int base;
@@ -88,6 +92,9 @@ struct translation {
     const struct window *window;
     bool committed;     // KEY_BOUNCE: the instruction writes; leave through the commit stub
     bool ended;         // the last instruction left the block
+    struct form *form[1 << FORM_BITS]; // decode.c: by hash of head
+    uint32_t forms_used;
+    _Alignas(16) uint8_t forms[FORM_BYTES];
 };
 
 // Offset of a field of the vCPU's state, as an absolute address
@@ -159,6 +166,12 @@ void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a
 // ---- inline.c: hot sensitive instructions without a call
 bool can_inline(const struct translation *t, const struct ginsn *g);
 void emit_inline(struct translation *t, struct ginsn *g, bool last);
+
+// ---- decode.c
+// The instruction at p, of which len bytes are there, decoded and classified for the mode of t. False if it goes on behind
+// them.
+bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip);
+void cannot_decode(struct translation *t, struct ginsn *g, unsigned op); // makes it raise the exception of OP_UD, OP_GP0
 
 // ---- peek.c
 struct peeked { // what liveness wants to know of an instruction

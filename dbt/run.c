@@ -11,13 +11,16 @@ uint64_t run_service(struct dbt *d);
 static void fpu_out(struct dbt *d)
 {
     cpu_fpu_save(d->v);
-    d->fpu_saved = 1;
+    d->fpu_saved = FPU_SAVED;
 }
 
 static void fpu_in(struct dbt *d)
 {
-    cpu_fpu_load(d->v);
-    d->fpu_saved = 0;
+    if (d->fpu_saved == FPU_VECTORS_SAVED)
+        vectors_load(d);
+    else
+        cpu_fpu_load(d->v);
+    d->fpu_saved = FPU_LIVE;
 }
 
 _Noreturn static void leave(struct dbt *d)
@@ -46,7 +49,8 @@ static struct block *next_block(struct dbt *d)
     struct block *b = cache_find(d, v->s.rip, page.gpa, key);
     if (!b) {
         uint64_t begin = __builtin_ia32_rdtsc();
-        fpu_out(d);
+        vectors_save(d);
+        d->fpu_saved = FPU_VECTORS_SAVED;
         b = translate(d, key);
         fpu_in(d);
         d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;

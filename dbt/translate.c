@@ -7,40 +7,6 @@
 #include "dbt/internal.h"
 
 #define PEEK_INSNS 6
-#define MAX_LENGTH 15 // of an instruction
-
-static unsigned mode_index(const struct translation *t) { return t->code_size == 8 ? 2 : t->code_size == 4 ? 1 : 0; }
-
-static void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
-{
-    memset(&g->z, 0, sizeof g->z);
-    g->z.length = 1;
-    g->z.machine_mode = t->decoder[mode_index(t)].machine_mode;
-    g->z.operand_width = 32;
-    g->z.address_width = 32;
-    g->cls = CLASS_SENSITIVE;
-    g->sens = (uint8_t)op;
-}
-
-// False if the instruction goes on behind the bytes there are.
-static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
-{
-    ZydisDecoderContext ctx;
-    ZydisDecoder *dec = &t->decoder[mode_index(t)];
-    if (len > 15)
-        len = 15;
-    memcpy(g->bytes, p, len); // once: a device may be writing there
-    ZyanStatus st = ZydisDecoderDecodeInstruction(dec, &ctx, g->bytes, len, &g->z);
-    g->rip = rip;
-    if (st == ZYDIS_STATUS_NO_MORE_DATA && len < 15)
-        return false;
-    if (ZYAN_FAILED(st) || ZYAN_FAILED(ZydisDecoderDecodeOperands(dec, &ctx, &g->z, g->op, g->z.operand_count))) {
-        cannot_decode(t, g, st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || st == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
-        return true;
-    }
-    classify(t, g);
-    return true;
-}
 
 static bool ends_block(const struct translation *t, const struct ginsn *g)
 {
