@@ -116,14 +116,16 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     struct dbt *d = t->d;
     struct block *b = t->b;
     bool leaves = far(t, rip);
-    if (leaves && d->slot_used == SLOT_COUNT)
-        t->a.overflow = 1; // no slot left: flush and start again
     if (b->exit_count == 2 || t->a.overflow)
         return NULL;
-    struct exit *e = &b->exits[b->exit_count++];
-    *e = (struct exit){.target = rip, .from = b, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE};
-    if (leaves)
-        e->site = (uint32_t)(uint64_t)&d->slots[d->slot_used++];
+    uint64_t *slot = leaves ? cache_slot(d) : NULL;
+    if (leaves && !slot) {
+        t->a.overflow = 1; // start again in the next region
+        return NULL;
+    }
+    struct exit *e = &b->exits[b->exit_count];
+    *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE,
+                       .site = (uint32_t)(uint64_t)slot, .index = b->exit_count++};
     return e;
 }
 

@@ -9,6 +9,7 @@
 //   everything else, flags, x87/SSE/AVX: the same register in the host
 #pragma once
 #include <setjmp.h>
+#include <stddef.h>
 #include <Zydis/Zydis.h>
 #include "cpu/cpu.h"
 #include "cpu/engine.h"
@@ -59,17 +60,18 @@ enum out_state { OUT_HOST, OUT_PARKED, OUT_BRANCH };
 
 enum exit_kind { EXIT_NEAR /* same page: a patched rel32 */, EXIT_FAR /* other page: a slot, reset by TLB flushes */ };
 
+// Blocks and what belongs to them lie below 2 GiB: they refer to each other by low pointers, 0 for null.
+#define LOW(type, p) ((type *)(uint64_t)(p))
+
 struct exit { // a direct exit of a block
-    uint64_t target;         // RIP
-    struct block *from, *to; // to: linked block, or null
-    struct exit *incoming_next;
-    uint32_t key;            // of the block it leads to
-    uint32_t cold;           // run address of its unlinked code
-    uint32_t site;           // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
-    uint32_t out;            // offset of the jump in the block's code
-    uint8_t kind;
-    uint8_t at_out;          // enum out_state
-    uint8_t logged;
+    uint64_t target;                            // RIP
+    uint32_t to;                                // low pointer to the linked block
+    uint32_t incoming_next, incoming_prev;      // low pointers: the other exits linked to it
+    uint32_t key;                               // of the block it leads to
+    uint32_t cold;                              // run address of its unlinked code
+    uint32_t site;                              // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
+    uint32_t out;                               // offset of the jump in the block's code
+    uint8_t kind, at_out, logged, index;        // enum exit_kind, enum out_state; which of its block's exits it is
 };
 
 struct map_entry { // start of a guest instruction
@@ -89,13 +91,12 @@ struct page_link {
 };
 
 struct range {
-    uint64_t gpa;
-    uint32_t len;
+    uint64_t gpa : 48, len : 16;
 };
 
 struct block {
-    uint64_t rip, gpa, cs_base;
-    uint32_t key, cs_limit;
+    uint64_t rip, gpa;
+    uint32_t cs_base, key, cs_limit;
     uint32_t code, code_len; // run address, bytes
     uint32_t code_parked;    // the way in with flags parked
     uint16_t guest_len, insn_count;
@@ -104,9 +105,9 @@ struct block {
     uint8_t group_misses;
     uint8_t global;          // mapped global when translated
     uint8_t straddles;       // its one instruction lies in two pages
+    uint32_t incoming;       // low pointer to the linked exits into this block
     struct map_entry *map;
     struct block *hash_next;
-    struct exit *incoming;   // linked exits into this block
     struct exit exits[2];
     uint8_t exit_count;
     uint8_t range_count;
@@ -152,8 +153,27 @@ struct context {
 };
 #define RAS_SIZE 16384 // bytes of a return stack, above a guard page
 
+static inline struct block *exit_block(const struct exit *e)
+{
+    return (struct block *)((uint8_t *)(e - e->index) - offsetof(struct block, exits));
+}
+
+// The cache is filled region by region; the next one to be filled loses what it holds.
+#define REGIONS 32u
+#define REGION_CODE (1u << 20)
+#define REGION_ARENA (7u << 18)
+#define REGION_SLOTS 8192u
+#define REGION_BLOCKS 8192u
+struct region {
+    uint64_t code_used;   // offset in the cache where its next block goes
+    uint64_t arena_used;  // offset in the arena
+    uint32_t slot_used;
+    uint32_t block_count;
+    uint32_t *blocks;     // [REGION_BLOCKS] low pointers in order of code address, dead ones too
+};
+
 #define IB_LOG 65536
-#define SLOT_COUNT 262144
+#define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
 
 #define MAX_INSNS 64 // of a block
@@ -165,7 +185,8 @@ struct planted { // a breakpoint in translated code (plant.c)
 
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
-    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, flushes, invalidations;
+    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
+    uint64_t eviction_cycles_max;
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t steps, services, segment_checks, faults;
     uint64_t executed; // guest instructions, if they are counted
@@ -204,19 +225,19 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     // code cache: two mappings of one memfd
     uint8_t *rw;
     uint64_t rx;
-    uint64_t cache_size, cache_used, cache_stubs;
-    // arena for blocks, exits, sites, maps: low addresses, freed all at once
+    uint64_t cache_size, cache_stubs;
+    // arena for blocks, sites, maps, links: low addresses, freed a region at a time
     uint8_t *arena;
-    uint64_t arena_size, arena_used;
-    struct block **blocks; // in order of code address
-    uint32_t block_count, block_max;
+    struct region regions[REGIONS];
+    unsigned region;       // being filled
+    uint64_t code_ready, arena_ready; // faulted in up to there
     struct block **hash;
     uint32_t hash_mask;
-    struct page_link **pages; // by RAM page
+    struct page_link **pages; // by RAM page; links of the region filled last come first
+    uint32_t *page_evicted;   // by RAM page: the last eviction that looked at its list
     uint64_t page_count;
 
     uint64_t *slots;
-    uint32_t slot_used;
 
     struct context contexts[CONTEXTS];
     unsigned context_count;
@@ -272,7 +293,19 @@ int cache_create(struct dbt *d);
 void *map_low(size_t size, int fd, int prot); // below 2 GiB, or null
 void cache_destroy(struct dbt *d);
 void cache_flush(struct dbt *d);
-void *arena_alloc(struct dbt *d, size_t n); // 16-byte aligned, null when full
+void cache_advance(struct dbt *d); // the region at hand is full: evicts the oldest one
+void *arena_alloc(struct dbt *d, size_t n); // 16-byte aligned, null when the region is full
+uint8_t *cache_code(struct dbt *d, size_t *room); // where the next block goes, in the writable mapping
+void cache_code_used(struct dbt *d, size_t n);
+uint64_t *cache_slot(struct dbt *d); // null when the region is full
+struct block *cache_block(const struct dbt *d, uint32_t n); // the n-th there is, dead ones too, or null
+static inline bool cache_contains(const struct dbt *d, uint64_t run_address)
+{
+    return run_address >= d->rx + d->cache_stubs && run_address < d->rx + d->cache_size;
+}
+int cache_block_add(struct dbt *d, struct block *b); // 0 or -ENOSPC: the region is full
+void cache_kill(struct dbt *d, struct block *b); // nothing leads to it any more; its pages' lists still have it
+void cache_ib_clear(struct dbt *d, bool global);
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key);
 int cache_insert(struct dbt *d, struct block *b);
 void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len);
@@ -309,7 +342,7 @@ void vectors_load(struct dbt *d);
 // ---- stubs.c
 int stubs_create(struct dbt *d);
 
-// ---- translate.c: makes the block at the current RIP and mode; throws for a fetch fault. Never null (flushes if full).
+// ---- translate.c: makes the block at the current RIP and mode; throws for a fetch fault. Never null (evicts if full).
 struct block *translate(struct dbt *d, uint32_t key);
 
 // ---- run.c: entry points of the stubs. Each leaves v->s exact and returns the run address of the code for v->s.rip.

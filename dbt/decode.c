@@ -12,14 +12,7 @@
 
 #define HEAD_MAX 14
 
-struct form {
-    uint8_t head[16]; // zero-padded; [14]: its length, [15]: 1 + the decoder's index
-    uint32_t key;     // of cls and sens
-    uint8_t cls, sens;
-    int8_t memory, immediate; // operands that hold the numbers, -1: none
-    ZydisDecodedInstruction z;
-    ZydisDecodedOperand op[];
-};
+_Static_assert(sizeof(struct decoded) % 64 == 0, "forms are read by cache lines");
 
 static unsigned mode_index(const struct translation *t) { return t->code_size == 8 ? 2 : t->code_size == 4 ? 1 : 0; }
 
@@ -107,7 +100,7 @@ static uint64_t number(const uint8_t *p, unsigned bits, bool is_signed)
     }
 }
 
-static struct form **form_at(struct translation *t, const uint8_t head[16])
+static struct decoded *form_at(struct translation *t, const uint8_t head[16])
 {
     uint64_t a, b;
     memcpy(&a, head, 8);
@@ -115,7 +108,7 @@ static struct form **form_at(struct translation *t, const uint8_t head[16])
     return &t->form[(a ^ (b << 7 | b >> 57)) * 0x9e3779b97f4a7c15ull >> (64 - FORM_BITS)];
 }
 
-static bool decode_from(struct translation *t, const struct form *f, struct ginsn *g)
+static bool decode_from(struct translation *t, const struct decoded *f, struct ginsn *g)
 {
     memcpy(&g->z, &f->z, sizeof g->z);
     memcpy(g->op, f->op, sizeof g->op[0] * f->z.operand_count);
@@ -139,12 +132,12 @@ static bool decode_from(struct translation *t, const struct form *f, struct gins
 }
 
 // Keeps what was decoded, if constraint 2 holds.
-static struct form *form_keep(struct translation *t, const uint8_t head[16], const struct ginsn *g)
+static struct decoded *form_keep(struct translation *t, const uint8_t head[16], const struct ginsn *g)
 {
     const ZydisDecodedInstruction *z = &g->z;
     int memory = -1, immediate = -1;
     if (z->raw.imm[1].size || z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
-        head[14] != z->length - z->raw.disp.size / 8 - z->raw.imm[0].size / 8)
+        head[14] != z->length - z->raw.disp.size / 8 - z->raw.imm[0].size / 8 || z->operand_count > FORM_OPERANDS)
         return NULL;
     for (unsigned i = 0; i < z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
@@ -165,38 +158,58 @@ static struct form *form_keep(struct translation *t, const uint8_t head[16], con
             immediate = (int)i;
         }
     }
-    size_t size = (sizeof(struct form) + sizeof g->op[0] * z->operand_count + 15) & ~15ull;
-    if (size > FORM_BYTES - t->forms_used) {
-        memset(t->form, 0, sizeof t->form);
-        t->forms_used = 0;
-    }
-    struct form *f = (struct form *)(t->forms + t->forms_used);
-    t->forms_used += size;
+    struct decoded *f = form_at(t, head);
     memcpy(f->head, head, 16);
     f->memory = (int8_t)memory;
     f->immediate = (int8_t)immediate;
     memcpy(&f->z, z, sizeof *z);
     memcpy(f->op, g->op, sizeof g->op[0] * z->operand_count);
-    *form_at(t, head) = f;
     return f;
+}
+
+static bool make_head(const struct translation *t, const uint8_t bytes[16], unsigned len, uint8_t head[16])
+{
+    unsigned n = head_length(bytes, t->code_size);
+    if (!n || n > len)
+        return false;
+    memset(head, 0, 16);
+    memcpy(head, bytes, n);
+    head[14] = (uint8_t)n;
+    head[15] = (uint8_t)(1 + mode_index(t));
+    return true;
+}
+
+// Most of a look-up is waiting for memory: this asks for the forms of all instructions whose length is quickly told at once.
+void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
+{
+    struct peeked k = {0};
+    for (unsigned i = 0; i < 16 && len >= 16 && !k.ends; i++) {
+        uint8_t head[16], bytes[16];
+        memcpy(bytes, p, 16);
+        if (!peek_quickly(t, bytes, 16, &k))
+            break;
+        if (make_head(t, bytes, MAX_LENGTH, head)) {
+            const uint8_t *f = (const uint8_t *)form_at(t, head);
+            for (unsigned line = 0; line < sizeof(struct decoded); line += 64)
+                __builtin_prefetch(f + line);
+        }
+        p += k.length;
+        len -= k.length;
+    }
 }
 
 bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
 {
     uint8_t head[16] = {0};
-    struct form *f = NULL;
+    struct decoded *f = NULL;
     if (len > MAX_LENGTH)
         len = MAX_LENGTH;
     memcpy(g->bytes, p, len); // once: a device may be writing there
     memset(g->bytes + len, 0, sizeof g->bytes - len);
     g->rip = rip;
-    unsigned n = head_length(g->bytes, t->code_size);
-    if (n && n <= len) {
-        memcpy(head, g->bytes, n);
-        head[14] = (uint8_t)n;
-        head[15] = (uint8_t)(1 + mode_index(t));
-        f = *form_at(t, head);
-        if (f && memcmp(f->head, head, 16) == 0 && f->z.length <= len) {
+    if (make_head(t, g->bytes, len, head)) {
+        f = form_at(t, head);
+        if (memcmp(f->head, head, 16) == 0 && f->z.length <= len) {
             if (decode_from(t, f, g))
                 return true;
             goto classify;

@@ -81,11 +81,11 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
     struct exit *e = (struct exit *)arg;
     d->n.chains++;
     d->v->s.rip = e->target;
-    uint64_t flushes = d->n.flushes;
+    uint64_t evictions = d->n.evictions;
     if (must_stop(d))
         return run_service(d);
     struct block *b = next_block(d);
-    if (d->n.flushes == flushes && !(b->key & KEY_ONE))
+    if (d->n.evictions == evictions && !(b->key & KEY_ONE))
         cache_link(d, e, b);
     return b->code_parked;
 }
@@ -532,7 +532,7 @@ static uint64_t on_fip(void *opaque, uint64_t fip)
     struct dbt *d = opaque;
     uint64_t rip;
     bool start;
-    struct block *b = fip >= d->rx + d->cache_stubs && fip < d->rx + d->cache_used ? cache_block_at(d, fip) : NULL;
+    struct block *b = cache_contains(d, fip) ? cache_block_at(d, fip) : NULL;
     return b && cache_guest_rip(b, fip, &rip, &start) ? rip : fip;
 }
 

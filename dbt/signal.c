@@ -23,7 +23,7 @@ static const int greg_of_host[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP
 
 static bool in_blocks(const struct dbt *d, uint64_t rip)
 {
-    return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_used;
+    return cache_contains(d, rip);
 }
 
 static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked)

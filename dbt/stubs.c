@@ -284,6 +284,6 @@ int stubs_create(struct dbt *d)
     call_c(g, run_fault);
 
     d->stubs_end = asm_here(a);
-    d->cache_stubs = d->cache_used = (uint64_t)(a->p - d->rw + 63) & ~63ull;
+    d->cache_stubs = d->regions[0].code_used = (uint64_t)(a->p - d->rw + 63) & ~63ull;
     return a->overflow ? -1 : 0;
 }

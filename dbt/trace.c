@@ -128,7 +128,8 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
         {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses}, {"return_unpredicted", n->ret_empty}, {"group_misses", n->group_misses},
         {"steps", n->steps}, {"services", n->services}, {"segment_checks", n->segment_checks}, {"host_faults", n->faults},
         {"gathers", n->gathers}, {"guest_instructions_executed", n->executed},
-        {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_flushes", n->flushes},
+        {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_evictions", n->evictions},
+        {"time_eviction_max", (uint64_t)((unsigned __int128)n->eviction_cycles_max * v->model->ns_per_tsc_q32 >> 32)},
         {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)

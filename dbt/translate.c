@@ -113,8 +113,9 @@ static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
     struct block *b = t->b;
-    t->a = (struct asm_buf){.p = d->rw + d->cache_used, .end = d->rw + d->cache_size,
-                            .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
+    size_t room;
+    uint8_t *code = cache_code(d, &room);
+    t->a = (struct asm_buf){.p = code, .end = code + room, .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
     t->cold_count = 0;
     merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
@@ -166,7 +167,7 @@ static int emit_block(struct translation *t)
     if (!b->map)
         return -1;
     memcpy(b->map, t->map, sizeof b->map[0] * t->count);
-    d->cache_used += (b->code_len + 15u) & ~15u;
+    cache_code_used(d, b->code_len);
     return 0;
 }
 
@@ -200,6 +201,8 @@ static void decode_block(struct translation *t, struct window *w)
     static const uint8_t ones[16] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
     uint64_t rip = b->rip;
     t->count = 0;
+    if (w->p && t->code_size == 8)
+        decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < MAX_INSNS) {
         uint64_t off = rip + b->cs_base - w->la;
         if (t->code_size != 8)
@@ -264,7 +267,7 @@ struct block *translate(struct dbt *d, uint32_t key)
         struct block *b = arena_alloc(d, sizeof *b);
         if (b) {
             struct code_page page = mode_fetch(d, w.la);
-            *b = (struct block){.rip = v->s.rip, .key = key, .cs_base = cs_base, .cs_limit = v->s.seg[SEG_CS].limit,
+            *b = (struct block){.rip = v->s.rip, .key = key, .cs_base = (uint32_t)cs_base, .cs_limit = v->s.seg[SEG_CS].limit,
                                 .global = page.global};
             b->gpa = w.gpa | ((v->s.rip + cs_base) & (PAGE_SIZE - 1));
             t->d = d;
@@ -287,7 +290,7 @@ struct block *translate(struct dbt *d, uint32_t key)
                 return b;
             }
         }
-        cache_flush(d);
+        cache_advance(d);
     }
-    __builtin_trap(); // a block of one instruction always fits an empty cache
+    __builtin_trap(); // a block always fits an empty region
 }
