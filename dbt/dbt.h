@@ -4,8 +4,8 @@
 //   host RSP            our return stack (predictions of guest RETs), never the guest's
 //   host RBP = T0       scratch: linear address, then offset in page
 //   host RDI = T1       scratch: TLB index, then host page
-//   guest RSP -> R12, RBP -> R13, RDI -> R14, R12 -> R11, R13 -> R15
-//   guest R11, R14, R15 in memory (struct cpu_state)
+//   guest RSP -> R12, RBP -> R13, RDI -> R14, R12 -> R11, R13 -> R15, R14 -> R9, R15 -> R10
+//   guest R9, R10, R11 in memory (struct cpu_state)
 //   everything else, flags, x87/SSE/AVX: the same register in the host
 #pragma once
 #include <setjmp.h>

@@ -16,7 +16,7 @@
 
 const uint8_t host_of_guest[16] = {
     [RAX] = H_AX, [RCX] = H_CX, [RDX] = H_DX, [RBX] = H_BX, [RSP] = H_12, [RBP] = H_13, [RSI] = H_SI, [RDI] = H_14,
-    [R8] = H_8, [R9] = H_9, [R10] = H_10, [R11] = HOMED, [R12] = H_11, [R13] = H_15, [R14] = HOMED, [R15] = HOMED,
+    [R8] = H_8, [R9] = HOMED, [R10] = HOMED, [R11] = HOMED, [R12] = H_11, [R13] = H_15, [R14] = H_9, [R15] = H_10,
 };
 
 void load_guest(struct translation *t, unsigned host, unsigned guest)
