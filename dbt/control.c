@@ -597,6 +597,11 @@ void emit_control(struct translation *t, struct ginsn *g)
                       ea.scale, (int32_t)ea.disp);
             break;
         }
+        if (ea.base < 0 && ea.index < 0 && h != HOMED && size >= 4) {
+            uint64_t value = (uint64_t)ea.disp & (ea.addr_size == 8 ? ~0ull : ea.addr_size == 4 ? 0xffffffffull : 0xffffull);
+            a_mov_imm(a, h, size == 4 ? (uint32_t)value : value);
+            break;
+        }
         mem_offset(t, &ea);
         if (size == 4)
             a_mov_rr(a, 4, T0, T0);

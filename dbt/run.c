@@ -234,7 +234,7 @@ static void check_x87(struct dbt *d)
         cpu_throw(d->v, EXC_MF);
 }
 
-// The range of a group of accesses: usable as a whole, or the block runs without groups.
+// The range of a group of accesses: its delta if it is usable as a whole, or the block runs without groups.
 static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool write)
 {
     struct vcpu *v = d->v;
@@ -244,7 +244,7 @@ static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool writ
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE && !must_stop(d) && mmu_probe(v, la, acc, &w, &error) && (!write || w.writable)) {
         uint64_t host = (uint64_t)mmu_fill(v, la, acc);
         if (host)
-            return host;
+            return host - la;
     }
     struct block *b = cache_block_at(d, d->slow_ret);
     d->n.group_misses++;

@@ -17,7 +17,6 @@
 
 enum kind {
     PLAIN, // symbol + offset
-    NOT,   // its complement
     REST,  // symbol + offset less the tag it is being compared with: offset in the page
     PAGE,  // host address of the page that belongs to a REST
     HOST,  // host address of symbol + offset
@@ -82,6 +81,8 @@ static const uint64_t *indexed_table(const struct verifier *s, uint64_t address)
             return set->write_tag;
         if (address == (uint64_t)set->host_page)
             return set->host_page;
+        if (address == (uint64_t)set->addend)
+            return set->addend;
     }
     for (unsigned i = 0; i < CONTEXTS; i++) {
         if (address == (uint64_t)s->d->contexts[i].tag)
@@ -283,13 +284,6 @@ static struct value sum(struct verifier *s, const struct value *base, const stru
         v.offset = index->offset + disp;
         return v;
     }
-    // host(symbol + a) - (symbol + b) - 1 + disp
-    if (base && index && base->kind == HOST && index->kind == NOT && index->symbol == base->symbol &&
-        base->offset - index->offset - 1 + disp == 0) {
-        v = *base;
-        v.kind = DELTA;
-        return v;
-    }
     return fresh(s);
 }
 
@@ -327,6 +321,10 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
                 if (table == s->d->v->tlb->set[k].host_page && s->reg[T0].kind == REST) {
                     *out = (struct value){.kind = PAGE, .symbol = s->reg[T0].symbol};
                     return true;
+                } else if (table == s->d->v->tlb->set[k].addend && s->reg[T0].kind == REST) {
+                    *out = s->reg[T0];
+                    out->kind = DELTA;
+                    return true;
                 }
         }
         return false;
@@ -335,12 +333,6 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
             return false;
         *out = sum(s, gpr(s, m->base), m->index == ZYDIS_REGISTER_NONE ? NULL : gpr(s, m->index),
                    m->disp.has_displacement ? m->disp.value : 0);
-        return true;
-    case ZYDIS_MNEMONIC_NOT:
-        if (to->kind != PLAIN)
-            return false;
-        *out = *to;
-        out->kind = NOT;
         return true;
     case ZYDIS_MNEMONIC_INC:
     case ZYDIS_MNEMONIC_DEC:
