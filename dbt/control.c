@@ -116,7 +116,7 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     struct dbt *d = t->d;
     struct block *b = t->b;
     bool leaves = far(t, rip);
-    if (b->exit_count == 2 || t->a.overflow)
+    if (b->exit_count == t->side_exits + 2 || t->a.overflow)
         return NULL;
     uint64_t *slot = leaves ? cache_slot(d) : NULL;
     if (leaves && !slot) {
@@ -124,8 +124,9 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
         return NULL;
     }
     struct exit *e = &b->exits[b->exit_count];
-    *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE,
-                       .site = (uint32_t)(uint64_t)slot, .index = b->exit_count++};
+    *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .block = (uint32_t)(uint64_t)b,
+                       .site = (uint32_t)(uint64_t)slot, .tlb = (b->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT};
+    b->exit_count++;
     return e;
 }
 
@@ -185,18 +186,15 @@ void emit_exit_to(struct translation *t, uint64_t rip)
 static void emit_exit_if(struct translation *t, unsigned cc, uint64_t rip)
 {
     struct asm_buf *a = &t->a;
-    uint32_t out = offset_here(t);
-    uint8_t *site = a_jcc(a, cc);
     struct exit *e = one(t) || far(t, rip & t->rip_mask) ? NULL : new_exit(t, rip & t->rip_mask);
     if (e) {
-        e->out = out;
-        e->at_out = OUT_BRANCH;
+        leaves_at(t, e, OUT_BRANCH);
+        uint8_t *site = a_jcc(a, cc);
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
         return;
     }
-    uint8_t *over = a_jmp(a);
-    a_patch(a, site);
+    uint8_t *over = a_jcc(a, cc ^ 1);
     emit_exit_to(t, rip);
     a_patch(a, over);
 }
@@ -291,7 +289,10 @@ static void emit_ret(struct translation *t, struct ginsn *g)
 static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
 {
     emit_exit_if(t, g->z.opcode & 15u, target);
-    emit_exit_to(t, g->rip + g->z.length);
+    if (g == &t->insn[t->count - 1])
+        emit_exit_to(t, g->rip + g->z.length);
+    else
+        t->ended = false; // the block goes on behind it
 }
 
 // LOOPcc and JCXZ: counter in CX, ECX or RCX by address size; no flag is written.

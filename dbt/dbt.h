@@ -9,7 +9,6 @@
 //   everything else, flags, x87/SSE/AVX: the same register in the host
 #pragma once
 #include <setjmp.h>
-#include <stddef.h>
 #include <Zydis/Zydis.h>
 #include "cpu/cpu.h"
 #include "cpu/engine.h"
@@ -67,18 +66,21 @@ struct exit { // a direct exit of a block
     uint64_t target;                            // RIP
     uint32_t to;                                // low pointer to the linked block
     uint32_t incoming_next, incoming_prev;      // low pointers: the other exits linked to it
-    uint32_t key;                               // of the block it leads to
+    uint32_t block;                             // low pointer to its own block
     uint32_t cold;                              // run address of its unlinked code
     uint32_t site;                              // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
     uint32_t out;                               // offset of the jump in the block's code
-    uint8_t kind, at_out, logged, index;        // enum exit_kind, enum out_state; which of its block's exits it is
+    uint8_t kind, at_out, logged;               // enum exit_kind, enum out_state
+    uint8_t tlb;                                // TLB kind of the block it leads to
 };
 
+#define NOT_BORROWED 0xff
 struct map_entry { // start of a guest instruction
     uint32_t host; // offset in the block's code
     uint16_t guest; // offset in the block's guest bytes
-    uint8_t shadow; // the instruction before was STI: no interrupt may come between
-    uint8_t parked; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
+    uint8_t shadow : 1; // the instruction before was STI: no interrupt may come between
+    uint8_t parked : 2; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
+    uint8_t borrowed;   // guest register whose value is in `tmp` when its operation runs, NOT_BORROWED: none
 };
 
 struct span { // host code during which the guest's RIP is in T0 and its flags are parked
@@ -108,12 +110,12 @@ struct block {
     uint32_t incoming;       // low pointer to the linked exits into this block
     struct map_entry *map;
     struct block *hash_next;
-    struct exit exits[2];
+    struct exit *exits;
     uint8_t exit_count;
     uint8_t range_count;
     uint8_t indirect_count;
     struct span indirect[2]; // indirect exits, and the landing of a CALL's prediction
-    struct range range[4];   // guest bytes the translation depends on: first its own, then what liveness peeked at
+    struct range *range;     // guest bytes the translation depends on: first its own, then what liveness peeked at
 };
 
 struct vector_layout { // offsets in the XSAVE area
@@ -155,7 +157,12 @@ struct context {
 
 static inline struct block *exit_block(const struct exit *e)
 {
-    return (struct block *)((uint8_t *)(e - e->index) - offsetof(struct block, exits));
+    return LOW(struct block, e->block);
+}
+
+static inline uint32_t exit_key(const struct exit *e) // of the block it leads to
+{
+    return (exit_block(e)->key & ~(KEY_TLB_MASK | KEY_NOMERGE)) | (uint32_t)e->tlb << KEY_TLB_SHIFT;
 }
 
 // The cache is filled region by region; the next one to be filled loses what it holds.
@@ -177,7 +184,10 @@ struct region {
 #define BOUNCE_SIZE 4096
 
 #define MAX_INSNS 64 // of a block
-#define MAX_PLANTED (MAX_INSNS + 4)
+#define MAX_SIDE_EXITS 4 // conditional branches that a block goes on behind
+#define MAX_EXITS (MAX_SIDE_EXITS + 2)
+#define MAX_RANGES (MAX_SIDE_EXITS + 3)
+#define MAX_PLANTED (MAX_INSNS + MAX_EXITS + 2)
 struct planted { // a breakpoint in translated code (plant.c)
     uint32_t at; // run address
     uint8_t byte; // that belongs there

@@ -297,7 +297,15 @@ static bool rm_may_be_memory(const struct ginsn *g)
     return false;
 }
 
-// A host register the instruction does not use, to be borrowed.
+static uint8_t guest_of_host(unsigned host)
+{
+    uint8_t guest = 0;
+    while (host_of_guest[guest] != host)
+        guest++;
+    return guest;
+}
+
+// A host register the instruction does not use, to be borrowed. At most one is, of an instruction with three operands.
 static unsigned free_host(const struct ginsn *g, const struct enc *e, unsigned taken)
 {
     static const uint8_t candidates[] = {H_8, H_9, H_10, H_11, H_SI, H_BX};
@@ -454,6 +462,7 @@ void emit_plain(struct translation *t, struct ginsn *g)
             } else {
                 scratch_host[s] = (uint8_t)free_host(g, &e, taken);
                 borrowed[s] = true;
+                t->map[t->current].borrowed = guest_of_host(scratch_host[s]);
                 a_store_abs(a, 8, DBT(t, tmp), scratch_host[s]);
             }
             taken |= 1u << scratch_host[s];

@@ -81,6 +81,8 @@ struct translation {
     uint16_t rule_of[ZYDIS_MNEMONIC_MAX_VALUE + 1]; // classify.c: 1 + index of the mnemonic's rule, 0: none
     struct ginsn insn[MAX_INSNS];
     unsigned count;
+    unsigned side_exits;
+    struct range range[MAX_RANGES];
     struct ginsn peek;
     struct cold cold[MAX_INSNS * 6 + 4];
     unsigned cold_count;

@@ -146,7 +146,10 @@ static void on_fault(int sig, siginfo_t *info, void *context)
         // fall through
     default: die(d, sig, info, r); return;
     }
-    take_state(d, r, rip, cache_map(b, at)->parked & 2);
+    const struct map_entry *m = cache_map(b, at);
+    take_state(d, r, rip, m->parked & 2);
+    if (m->borrowed != NOT_BORROWED)
+        d->v->s.gpr[m->borrowed & 15] = d->tmp;
     d->fault_vector = (unsigned)r[REG_TRAPNO];
     r[REG_RIP] = (greg_t)d->stub_fault;
     r[REG_EFL] &= ~FL_AC;

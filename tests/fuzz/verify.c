@@ -464,7 +464,7 @@ static void check_map(struct verifier *s) // rule 4
 static void check_exits(struct verifier *s)
 {
     const struct block *b = s->b;
-    rule(b->exit_count <= 2, "the number of exits");
+    rule(b->exit_count <= MAX_EXITS, "the number of exits");
     rule(b->code_parked - b->code < b->code_len && starts(s, b->code_parked - b->code), "the way in for parked flags");
     for (unsigned i = 0; i < b->exit_count; i++) {
         const struct exit *e = &b->exits[i];
@@ -482,7 +482,7 @@ static void check_exits(struct verifier *s)
 static void check_ranges(struct verifier *s)
 {
     const struct block *b = s->b;
-    rule(b->range_count >= 1 && b->range_count <= 4, "the number of ranges");
+    rule(b->range_count >= 1 && b->range_count <= MAX_RANGES, "the number of ranges");
     for (unsigned i = 0; i < b->range_count; i++)
         rule((b->range[i].gpa & (PAGE_SIZE - 1)) + b->range[i].len <= PAGE_SIZE, "a range across pages");
     uint64_t own = b->range[0].len + (b->straddles ? b->range[1].len : 0);
