@@ -788,6 +788,7 @@ static int start_threads(struct machine *m)
     int result;
 
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); // whatever the sandbox has to say
     pthread_sigmask(SIG_SETMASK, &all, &old);
     result = pthread_create(&c->reaper, NULL, reap, m);
     c->has_reaper = !result;

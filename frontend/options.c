@@ -378,7 +378,7 @@ const struct option_info run_option_table[] = {
     {"on-reboot", "reset|exit", "what follows a reset by the guest (reset)", false, false, NULL,
      set_on_reboot},
     {"timeout", "SECONDS", "end the machine after this time", false, false, NULL, set_timeout},
-    {"sandbox", "on|off", "confine the process that runs guest code (on)", false, false, NULL, set_sandbox},
+    {"sandbox", "on|off", "confine the processes of the machine (on)", false, false, NULL, set_sandbox},
     {"cell", "on|off", "off: one process runs everything, for debugging; needs --sandbox off", false, false, NULL,
      set_cell},
     {"perf", "on|off", "write a perf map of translated code", true, false, NULL, set_perf},

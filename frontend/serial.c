@@ -55,7 +55,6 @@ static bool is_socket(const char *path)
 static int open_socket(struct serial *s, const char *path, char *error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct stat st;
     if (strlen(path) >= sizeof address.sun_path)
         return fail(ENAMETOOLONG, error, "the socket's path is too long", path,
                     "use one of at most 107 bytes");
@@ -76,9 +75,10 @@ static int open_socket(struct serial *s, const char *path, char *error)
     if (status < 0)
         return fail(errno, error, "can't make the serial socket", path,
                     "name a path in a directory you may write");
-    if (!stat(path, &st)) {
-        s->dev = st.st_dev;
-        s->ino = st.st_ino;
+    status = sweeper_start(&s->sweeper, path);
+    if (status) {
+        unlink(path);
+        return fail(-status, error, "can't make a process that removes the serial socket", path, "end some programs");
     }
     if (listen(s->listen_fd, 1) < 0)
         return fail(errno, error, "can't listen on the serial socket", path, "name another path");
@@ -133,9 +133,7 @@ int serial_open(struct serial *s, const struct char_option *option, const char *
 
 void serial_close(struct serial *s, bool failed)
 {
-    struct stat st;
-    if (s->kind == CHAR_UNIX && s->ino && !lstat(s->path, &st) && st.st_dev == s->dev && st.st_ino == s->ino)
-        unlink(s->path);
+    sweeper_sweep(&s->sweeper);
     if (s->kind == CHAR_FILE && s->created && failed)
         unlink(s->path);
     if (s->kind != CHAR_STDIO) {

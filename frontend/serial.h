@@ -11,6 +11,7 @@
 
 #include "devices/device.h"
 #include "frontend/options.h"
+#include "frontend/sweeper.h"
 
 struct serial {
     enum char_kind kind;
@@ -21,8 +22,7 @@ struct serial {
                   // again
     bool created; // CHAR_FILE: the file was not there before
     char *path;   // of the file or socket
-    dev_t dev;    // of the socket file
-    ino_t ino;
+    struct sweeper sweeper; // of the socket's file
     uint8_t pending[256]; // typed, but the guest's receiver had no room yet
     size_t pending_start, pending_end;
 };
