@@ -275,6 +275,12 @@ static void earlier_threads_are_confined_too(void **state)
 }
 
 // ---- what it needs
+#ifdef __SANITIZE_ADDRESS__ // its run-time library makes other system calls than ours
+#define SKIP_SANITIZED() skip()
+#else
+#define SKIP_SANITIZED() (void)0
+#endif
+
 static void need(bool ok, const char *what)
 {
     if (ok)
@@ -318,8 +324,9 @@ static void act_machine(struct inside *in)
 static void what_devices_and_front_end_need_is_allowed(void **state)
 {
     char said[512];
-    int status = confined(act_machine, said);
     (void)state;
+    SKIP_SANITIZED();
+    int status = confined(act_machine, said);
 
     assert_string_equal(said, "");
     assert_true(WIFEXITED(status));
@@ -335,8 +342,9 @@ static void act_abort(struct inside *in)
 static void abort_is_still_an_abort(void **state)
 {
     char said[512];
-    int status = confined(act_abort, said);
     (void)state;
+    SKIP_SANITIZED();
+    int status = confined(act_abort, said);
 
     assert_true(WIFSIGNALED(status));
     assert_int_equal(WTERMSIG(status), SIGABRT);
@@ -348,10 +356,8 @@ int main(void)
         cmocka_unit_test(calls_that_get_it_more_end_it_with_a_line_that_names_them),
         cmocka_unit_test(calls_of_the_32_bit_interface_kill_it),
         cmocka_unit_test(earlier_threads_are_confined_too),
-#ifndef __SANITIZE_ADDRESS__ // its run-time library makes other system calls than ours
         cmocka_unit_test(what_devices_and_front_end_need_is_allowed),
         cmocka_unit_test(abort_is_still_an_abort),
-#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
