@@ -462,6 +462,10 @@ static int collect(struct given *given, const char **machine_file, int argc, cha
     int count = 0;
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
+        if (!arg[0]) {
+            snprintf(error, ERROR_SIZE, "an empty word: gnomon run: leave it out, or name a machine file");
+            return -1;
+        }
         if (arg[0] != '-' || !arg[1]) {
             if (*machine_file) {
                 snprintf(error, ERROR_SIZE, "a second machine file: %.200s: name one", arg);

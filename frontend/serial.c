@@ -1,4 +1,6 @@
 #include "frontend/serial.h"
+#include "frontend/commands.h"
+#include "frontend/output.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,17 +23,10 @@ static int fail(int error_number, char *error, const char *what, const char *whe
 
 static int open_file(struct serial *s, const char *path, char *error)
 {
-    s->created = true;
-    s->out_fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (s->out_fd < 0 && errno == EEXIST) {
-        s->created = false;
-        s->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    }
-    if (s->out_fd < 0) {
-        int e = errno;
-        s->created = false;
-        return fail(e, error, "can't write the serial file", path, "name a file you may write");
-    }
+    int fd = output_open(path, &s->created);
+    if (fd < 0)
+        return fail(-fd, error, "can't write the serial file", path, output_advice(fd));
+    s->out_fd = fd;
     return 0;
 }
 
@@ -110,6 +105,7 @@ int serial_open(struct serial *s, const struct char_option *option, const char *
     int status = 0;
     memset(s, 0, sizeof *s);
     s->kind = option->kind;
+    s->name = name;
     s->in_fd = s->out_fd = s->listen_fd = -1;
     pthread_mutex_init(&s->lock, NULL);
     if (option->path && !(s->path = strdup(option->path))) {
@@ -167,6 +163,18 @@ static bool wait_for_reader(struct serial *s)
     return n > 0 && (p.revents & POLLOUT);
 }
 
+// Output that somebody keeps must not get lost in silence. (A client of a socket comes and goes as it likes.)
+static void say_it_is_lost(struct serial *s, int error)
+{
+    char line[ERROR_SIZE];
+    if (s->lost || (s->kind != CHAR_STDIO && s->kind != CHAR_FILE))
+        return;
+    s->lost = true;
+    snprintf(line, sizeof line, "can't write what %s prints (%s): %.200s: it is lost; free some space or name another file",
+             s->name, strerror(error), s->path ? s->path : "standard output");
+    error_line(line);
+}
+
 static void serial_write(void *opaque, const uint8_t *data, size_t n)
 {
     struct serial *s = opaque;
@@ -180,7 +188,10 @@ static void serial_write(void *opaque, const uint8_t *data, size_t n)
             n -= done;
         } else if (done < 0 && errno == EINTR) {
             continue;
-        } else if (!(done < 0 && errno == EAGAIN && wait_for_reader(s))) {
+        } else if (done < 0 && errno != EAGAIN) {
+            say_it_is_lost(s, errno);
+            break;
+        } else if (!wait_for_reader(s)) {
             break;
         }
     }

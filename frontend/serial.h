@@ -15,11 +15,13 @@
 
 struct serial {
     enum char_kind kind;
+    const char *name;     // as in serial_open()
     int in_fd, out_fd;    // -1: none
     int listen_fd;        // CHAR_UNIX
     pthread_mutex_t lock; // out_fd, stalled
     bool stalled; // the reader at the other end took nothing for a while: don't wait for it until it reads
                   // again
+    bool lost;    // the user was told that bytes can't be written
     bool created; // CHAR_FILE: the file was not there before
     char *path;   // of the file or socket
     struct sweeper sweeper; // of the socket's file
@@ -28,7 +30,7 @@ struct serial {
 };
 
 // Opens a back end and says on standard error where a pseudo-terminal is. Returns 0 or -errno with a line in
-// error; s is then closed. `name`: "COM1" or the like, for messages.
+// error; s is then closed. `name`: "COM1" or the like, for messages; it must outlive s.
 int serial_open(struct serial *s, const struct char_option *option, const char *name, char error[ERROR_SIZE]);
 // failed: the machine never ran, so a file made by serial_open() goes too.
 void serial_close(struct serial *s, bool failed);

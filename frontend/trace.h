@@ -7,7 +7,8 @@
 
 struct trace {
     FILE *f;             // null: nothing is traced
-    const char *path;    // of the file, if it was not there before; the options' own
+    const char *path;    // of the file, the options' own; null: standard error
+    bool created;        // it was not there before
     unsigned categories; // LOG_*
 };
 // Returns 0 or -errno with a line in error.

@@ -305,6 +305,37 @@ class BackEnds(unittest.TestCase):
             with open(os.path.join(work, "log"), "rb") as f:
                 self.assertEqual(f.read(), b"up\r\n")
 
+    def test_output_that_cannot_be_written_is_said_once(self):
+        for arguments, word in ((["--serial", "file:/dev/full"], "/dev/full"),
+                                (["--serial", "none", "--trace", "io,file=/dev/full"], "trace")):
+            result = boot("x", *arguments)
+            self.assertEqual(result.returncode, 85)
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+            self.assertIn(word, result.stderr)
+        for error, file in (("No space left", "/dev/full"), ("Broken pipe", None)):
+            if file:
+                out = os.open(file, os.O_WRONLY)
+            else:
+                reader, out = os.pipe()
+                os.close(reader)
+            result = subprocess.run([GNOMON, "run", "--kernel", GUEST, "--append", "r", "--timeout", "0.5"], stdout=out,
+                                    stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
+            os.close(out)
+            self.assertEqual(result.returncode, 10)
+            self.assertRegex(result.stderr, fr"^gnomon: can't write what COM1 prints \({error}.*\): standard output: .*\n$")
+
+    def test_closed_standard_files_are_nobody_elses(self):
+        with tempfile.TemporaryDirectory() as work:
+            disk = os.path.join(work, "disk")
+            with open(disk, "wb") as f:
+                f.truncate(65536)
+            command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", GNOMON, "run", "--kernel", GUEST, "--append", "x"]
+            self.assertEqual(subprocess.run([*command, "--disk", disk], timeout=LIMIT_S).returncode, 85)
+            with open(disk, "rb") as f:
+                self.assertEqual(f.read().strip(b"\0"), b"")
+            result = subprocess.run(["sh", "-c", '"$@" >&-', "sh", GNOMON, "help"], stderr=subprocess.PIPE, timeout=LIMIT_S)
+            self.assertEqual(result.returncode, 4)
+
     def test_a_pipe_is_echoed_whole(self):
         text = "".join(f"line {i}\n" for i in range(2000))
         process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", "--timeout", str(LIMIT_S)],
