@@ -67,10 +67,11 @@ class Case(unittest.TestCase):
     def listing(self):
         return {name: os.path.getsize(self.path(name)) for name in os.listdir(self.work.name)}
 
-    def refused(self, status, arguments, *words, run=True, cwd=None):
+    def refused(self, status, arguments, *words, run=True, cwd=None, limits=()):
         """The program ends with this status and one line that holds the words, and has changed nothing."""
         files, modes = self.listing(), termios.tcgetattr(self.slave)
-        process = subprocess.run([GNOMON, *(["run"] if run else []), *arguments], stdin=self.slave, stdout=subprocess.PIPE,
+        limited = ["prlimit", *limits] if limits else []
+        process = subprocess.run([*limited, GNOMON, *(["run"] if run else []), *arguments], stdin=self.slave, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, timeout=LIMIT_S, cwd=cwd or self.work.name,
                                  env={**os.environ, "TMPDIR": self.work.name}, start_new_session=True)
         text = process.stderr.decode(errors="replace")
@@ -236,6 +237,11 @@ class BackEnds(Case):
             self.refused(HOST_ERROR, ["--kernel", GUEST, "--serial", "unix:sock"], "sock", cwd=".")
         finally:
             os.chdir(here)
+
+    def test_too_few_open_files(self):
+        arguments = ["--kernel", GUEST, "--serial", f"unix:{self.path('sock')}"]
+        for limit in range(4, 14): # each step of the start fails once
+            self.refused(HOST_ERROR, arguments, "Too many open files", limits=[f"--nofile={limit}"])
 
     def test_files_made_before_the_failure_go(self):
         for arguments in (["--serial", f"file:{self.path('log')}", "--serial", f"unix:{self.path('sock')}"],
