@@ -1,6 +1,6 @@
-// Makes a seccomp filter of a list of rules: for each rule a comparison of the call's number, then of arguments, then
-// "allow". The kernel remembers which numbers are allowed whatever their arguments (Linux 5.11), so the length of a list
-// costs the frequent calls nothing.
+// Makes a seccomp filter of a list of rules: for each rule a comparison of the call's number, then of
+// arguments, then "allow". The kernel remembers which numbers are allowed whatever their arguments
+// (Linux 5.11), so the length of a list costs the frequent calls nothing.
 #include "devices/sandbox.h"
 
 #include <errno.h>
@@ -13,12 +13,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define CONDITIONS       (sizeof((struct sandbox_rule *)0)->condition / sizeof(struct sandbox_condition))
-#define RULE_SIZE        (3 + 2 * CONDITIONS) // instructions at most
-#define PROLOGUE         3
-#define LOAD(offset)     ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset)))
+#define CONDITIONS        (sizeof((struct sandbox_rule *)0)->condition / sizeof(struct sandbox_condition))
+#define RULE_SIZE         (3 + 2 * CONDITIONS) // instructions at most
+#define PROLOGUE          3
+#define LOAD(offset)      ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset)))
 #define JUMP(op, k, t, f) ((struct sock_filter)BPF_JUMP(BPF_JMP | (op) | BPF_K, (k), (t), (f)))
-#define RETURN(verdict)  ((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (verdict)))
+#define RETURN(verdict)   ((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (verdict)))
 
 struct program {
     struct sock_filter code[PROLOGUE + SANDBOX_MAX_RULES * RULE_SIZE + 1];
@@ -43,13 +43,16 @@ static void put_rule(struct program *p, const struct sandbox_rule *rule)
         if (c->test == SANDBOX_ANY)
             continue;
         left -= 2;
-        put(p, LOAD((uint32_t)offsetof(struct seccomp_data, args) + 8 * c->argument)); // little-endian: the low half
-        put(p, c->test == SANDBOX_EQUAL ? JUMP(BPF_JEQ, c->value, 0, left) : JUMP(BPF_JSET, c->value, left, 0));
+        put(p, LOAD((uint32_t)offsetof(struct seccomp_data, args) +
+                    8 * c->argument)); // little-endian: the low half
+        put(p,
+            c->test == SANDBOX_EQUAL ? JUMP(BPF_JEQ, c->value, 0, left) : JUMP(BPF_JSET, c->value, left, 0));
     }
     put(p, RETURN(SECCOMP_RET_ALLOW));
 }
 
-int sandbox_filter(const struct sandbox_rule *rules, size_t count, enum sandbox_verdict verdict, bool all_threads)
+int sandbox_filter(const struct sandbox_rule *rules, size_t count, enum sandbox_verdict verdict,
+                   bool all_threads)
 {
     struct program p = {.size = 0};
 
@@ -65,7 +68,8 @@ int sandbox_filter(const struct sandbox_rule *rules, size_t count, enum sandbox_
     const struct sock_fprog program = {p.size, p.code};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
-    long result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0, &program);
+    long result =
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0, &program);
     if (result < 0)
         return -errno;
     return result ? -EBUSY : 0; // the number of a thread that has a filter of its own

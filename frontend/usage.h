@@ -1,5 +1,5 @@
-// What another process of ours has used, from proc(5). The files are opened early: the machine process opens none while a
-// machine runs.
+// What another process of ours has used, from proc(5). The files are opened early: the machine process opens
+// none while a machine runs.
 #pragma once
 #include <stdint.h>
 

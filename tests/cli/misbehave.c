@@ -1,4 +1,5 @@
-// Preloaded into gnomon: where it would accept a client of a serial socket, it makes a system call that its sandbox forbids.
+// Preloaded into gnomon: where it would accept a client of a serial socket, it makes a system call that its
+// sandbox forbids.
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -1,4 +1,5 @@
-// The sandbox of the machine process: what it needs is allowed; what would get it something new ends it with a line.
+// The sandbox of the machine process: what it needs is allowed; what would get it something new ends it with
+// a line.
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -32,7 +33,7 @@
 struct inside { // what a process in the sandbox has
     pid_t cell;
     int file, timer, listener;
-    FILE *stream; // of the file
+    FILE *stream;               // of the file
     struct sockaddr_un address; // of the listener
 };
 
@@ -57,13 +58,15 @@ static void prepare(struct inside *in)
     in->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
     in->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
     in->address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (bind(in->listener, (struct sockaddr *)&in->address, sizeof(sa_family_t)) || listen(in->listener, 1)) // "autobind"
+    if (bind(in->listener, (struct sockaddr *)&in->address, sizeof(sa_family_t)) ||
+        listen(in->listener, 1)) // "autobind"
         _exit(FAILED);
     socklen_t size = sizeof in->address;
     getsockname(in->listener, (struct sockaddr *)&in->address, &size);
 }
 
-// Runs `act` in the sandbox, in a process of its own. Returns how it ended; `said` is what it had on standard error.
+// Runs `act` in the sandbox, in a process of its own. Returns how it ended; `said` is what it had on standard
+// error.
 static int confined(void (*act)(struct inside *in), char said[512])
 {
     FILE *errors = tmpfile();
@@ -87,11 +90,11 @@ static int confined(void (*act)(struct inside *in), char said[512])
 }
 
 #ifdef __SANITIZE_ADDRESS__ // its run-time library makes other system calls than ours, also before _exit()
-#define SKIP_SANITIZED()  skip()
-#define SIGNALS_ARE_FINE  true
+#define SKIP_SANITIZED() skip()
+#define SIGNALS_ARE_FINE true
 #else
-#define SKIP_SANITIZED()  (void)0
-#define SIGNALS_ARE_FINE  false
+#define SKIP_SANITIZED() (void)0
+#define SIGNALS_ARE_FINE false
 #endif
 
 static bool ended_by_the_sandbox(int status)
@@ -206,7 +209,10 @@ static void act_change_itself(struct inside *in)
     syscall(SYS_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
 
-#define CALL(act, number) {#act, act, number}
+#define CALL(act, number)                                                                                    \
+    {                                                                                                        \
+#act, act, number                                                                                    \
+    }
 
 static void calls_that_get_it_more_end_it_with_a_line_that_names_them(void **state)
 {
@@ -215,14 +221,14 @@ static void calls_that_get_it_more_end_it_with_a_line_that_names_them(void **sta
         void (*act)(struct inside *);
         int number;
     } calls[] = {
-        CALL(act_open, SYS_openat),          CALL(act_unlink, SYS_unlink),
-        CALL(act_stat, SYS_newfstatat),      CALL(act_execute, SYS_execve),
-        CALL(act_fork, SYS_clone),           CALL(act_socket, SYS_socket),
-        CALL(act_connect, SYS_connect),      CALL(act_send_to_an_address, SYS_sendto),
-        CALL(act_kill, SYS_kill),            CALL(act_kill_a_thread, SYS_tgkill),
-        CALL(act_trace, SYS_ptrace),         CALL(act_read_memory_of_another, SYS_process_vm_readv),
-        CALL(act_executable, SYS_mmap),      CALL(act_make_executable, SYS_mprotect),
-        CALL(act_map_a_file, SYS_mmap),      CALL(act_type_into_the_terminal, SYS_ioctl),
+        CALL(act_open, SYS_openat),         CALL(act_unlink, SYS_unlink),
+        CALL(act_stat, SYS_newfstatat),     CALL(act_execute, SYS_execve),
+        CALL(act_fork, SYS_clone),          CALL(act_socket, SYS_socket),
+        CALL(act_connect, SYS_connect),     CALL(act_send_to_an_address, SYS_sendto),
+        CALL(act_kill, SYS_kill),           CALL(act_kill_a_thread, SYS_tgkill),
+        CALL(act_trace, SYS_ptrace),        CALL(act_read_memory_of_another, SYS_process_vm_readv),
+        CALL(act_executable, SYS_mmap),     CALL(act_make_executable, SYS_mprotect),
+        CALL(act_map_a_file, SYS_mmap),     CALL(act_type_into_the_terminal, SYS_ioctl),
         CALL(act_change_itself, SYS_prctl), CALL(act_move_another, SYS_sched_setaffinity),
     };
     char said[512], words[64];
@@ -304,8 +310,9 @@ static void act_machine(struct inside *in)
     cpu_set_t set;
 
     need(fprintf(in->stream, "trace\n") == 6 && !fflush(in->stream), "stdio");
-    need(pwrite(in->file, data, sizeof data, 0) == sizeof data && pread(in->file, data, sizeof data, 0) == sizeof data &&
-             !fdatasync(in->file) && !fallocate(in->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096),
+    need(pwrite(in->file, data, sizeof data, 0) == sizeof data &&
+             pread(in->file, data, sizeof data, 0) == sizeof data && !fdatasync(in->file) &&
+             !fallocate(in->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096),
          "disks");
     need(!timerfd_settime(in->timer, 0, &soon, NULL) && read(in->timer, &expirations, 8) == 8, "timers");
     struct pollfd p = {.fd = in->listener, .events = POLLIN};
