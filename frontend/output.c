@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <unistd.h>
 
 int output_open(const char *path, bool *created)
 {
@@ -10,8 +11,13 @@ int output_open(const char *path, bool *created)
 
     *created = fd >= 0;
     if (fd < 0 && errno == EEXIST)
-        fd = open(path, flags | O_TRUNC, 0666);
+        fd = open(path, flags, 0666);
     return fd < 0 ? -errno : fd;
+}
+
+void output_empty(int fd)
+{
+    (void)!ftruncate(fd, 0); // fails where there is nothing to empty: devices, FIFOs
 }
 
 const char *output_advice(int error)

@@ -260,6 +260,10 @@ static int run_machine(struct run *r, char *error)
                 strerror(-e));
         goto destroy;
     }
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        serial_begin(&r->serials[i]);
+    serial_begin(&r->debugcon);
+    trace_begin(&r->trace);
     // From here on nothing is opened, made or removed: the end of the run only closes.
     e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine)) : 0;
     if (e) {

@@ -127,6 +127,12 @@ int serial_open(struct serial *s, const struct char_option *option, const char *
     return status;
 }
 
+void serial_begin(struct serial *s)
+{
+    if (s->kind == CHAR_FILE)
+        output_empty(s->out_fd);
+}
+
 void serial_close(struct serial *s, bool failed)
 {
     sweeper_sweep(&s->sweeper);

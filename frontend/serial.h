@@ -32,6 +32,8 @@ struct serial {
 // Opens a back end and says on standard error where a pseudo-terminal is. Returns 0 or -errno with a line in
 // error; s is then closed. `name`: "COM1" or the like, for messages; it must outlive s.
 int serial_open(struct serial *s, const struct char_option *option, const char *name, char error[ERROR_SIZE]);
+// The machine is about to run: empties a file.
+void serial_begin(struct serial *s);
 // failed: the machine never ran, so a file made by serial_open() goes too.
 void serial_close(struct serial *s, bool failed);
 struct char_out serial_char_out(struct serial *s);

@@ -12,10 +12,10 @@
 int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SIZE])
 {
     t->f = NULL;
+    t->path = NULL;
     t->categories = o->trace;
     if (!o->trace)
         return 0;
-    t->path = NULL;
     if (!o->trace_file) {
         t->f = stderr;
         return 0;
@@ -35,6 +35,12 @@ int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SI
         return -e;
     }
     return 0;
+}
+
+void trace_begin(struct trace *t)
+{
+    if (t->path)
+        output_empty(fileno(t->f));
 }
 
 void trace_close(struct trace *t, bool failed)

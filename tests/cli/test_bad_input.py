@@ -220,6 +220,10 @@ class BackEnds(Case):
     def test_a_trace_file_that_cannot_be_written(self):
         self.refused(HOST_ERROR, ["--kernel", GUEST, "--trace", "cpu,file=/no/such/directory/trace"], "/no/such/directory/trace")
 
+    def test_a_failed_start_leaves_what_is_in_files(self):
+        log, trace = self.file("log", b"precious"), self.file("trace", b"dear")
+        self.refused(USAGE, ["--kernel", self.path("none"), "--serial", f"file:{log}", "--trace", f"io,file={trace}"], "none")
+
     def test_a_fifo_that_nobody_reads(self):
         os.mkfifo(self.path("fifo"))
         for arguments in (["--serial", f"file:{self.path('fifo')}"], ["--debugcon", f"file:{self.path('fifo')}"],

@@ -305,6 +305,17 @@ class BackEnds(unittest.TestCase):
             with open(os.path.join(work, "log"), "rb") as f:
                 self.assertEqual(f.read(), b"up\r\n")
 
+    def test_files_of_the_last_run_are_overwritten(self):
+        with tempfile.TemporaryDirectory() as work:
+            for name in ("log", "trace"):
+                with open(os.path.join(work, name), "w") as f:
+                    f.write("old" * 100000)
+            self.assertEqual(boot("x", "--serial", "file:log", "--trace", "cpu,file=trace", cwd=work).returncode, 85)
+            with open(os.path.join(work, "log"), "rb") as f:
+                self.assertEqual(f.read(), b"up\r\n")
+            with open(os.path.join(work, "trace")) as f:
+                self.assertNotIn("old", f.read())
+
     def test_output_that_cannot_be_written_is_said_once(self):
         for arguments, word in ((["--serial", "file:/dev/full"], "/dev/full"),
                                 (["--serial", "none", "--trace", "io,file=/dev/full"], "trace")):

@@ -65,6 +65,7 @@ static void file_takes_every_byte_and_starts_empty(void **state)
     char text[32] = "";
     for (int round = 0; round < 2; round++) {
         assert_int_equal(open_port(&s, CHAR_FILE), 0);
+        serial_begin(&s);
         put(&s, round ? "two" : "the first round");
         serial_close(&s, false);
         int fd = open(path, O_RDONLY);
