@@ -1,6 +1,7 @@
 // The machine process's side of a cell's page, and the cell's life up to its sandbox (devices/cell.h).
 #include "devices/cell.h"
 #include "devices/pc.h"
+#include "devices/sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -726,7 +727,7 @@ _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
     sandbox_drop_files(trace_fd, !m->config.sandbox);
     close(m->mem.ram_fd);
     m->mem.ram_fd = -1;
-    result = m->config.sandbox ? sandbox_enter(m->host_timer, trace_fd) : 0;
+    result = m->config.sandbox ? cell_enter_sandbox(m->host_timer, trace_fd) : 0;
     if (result)
         fail(m, CELL_NO_SANDBOX, result);
     if (m->config.in_cell)
@@ -787,6 +788,7 @@ static int start_threads(struct machine *m)
     int result;
 
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); // whatever the sandbox has to say
     pthread_sigmask(SIG_SETMASK, &all, &old);
     result = pthread_create(&c->reaper, NULL, reap, m);
     c->has_reaper = !result;

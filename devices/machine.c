@@ -201,6 +201,12 @@ static void stop_clock(struct machine *m)
 }
 
 // ---- making
+// Not that of whoever named the file.
+static bool hosts_fault(int result)
+{
+    return result == -ENOMEM || result == -EIO || result == -EMFILE || result == -ENFILE;
+}
+
 static int open_payload(struct machine *m, char *error, size_t error_size, bool *usage)
 {
     const struct machine_config *c = &m->config;
@@ -228,16 +234,17 @@ static int open_payload(struct machine *m, char *error, size_t error_size, bool 
         if (!result)
             m->loader_config.initrd_count++;
     }
-    if (result)
+    if (result) {
+        *usage = !hosts_fault(result);
         return result;
+    }
     m->loader_config.kernel = &m->kernel;
     m->loader_config.initrds = m->initrds;
     m->loader_config.cmdline = c->append;
     m->loader_config.long_mode = cpu_model_has(m->model, CPU_LM);
     m->loader_config.acpi = m->acpi;
     result = loader_prepare(&m->loader, &m->loader_config, &m->mem, error, error_size);
-    if (result == -ENOMEM || result == -EIO)
-        *usage = false;
+    *usage = !hosts_fault(result);
     return result;
 }
 

@@ -378,7 +378,7 @@ const struct option_info run_option_table[] = {
     {"on-reboot", "reset|exit", "what follows a reset by the guest (reset)", false, false, NULL,
      set_on_reboot},
     {"timeout", "SECONDS", "end the machine after this time", false, false, NULL, set_timeout},
-    {"sandbox", "on|off", "confine the process that runs guest code (on)", false, false, NULL, set_sandbox},
+    {"sandbox", "on|off", "confine the processes of the machine (on)", false, false, NULL, set_sandbox},
     {"cell", "on|off", "off: one process runs everything, for debugging; needs --sandbox off", false, false, NULL,
      set_cell},
     {"perf", "on|off", "write a perf map of translated code", true, false, NULL, set_perf},
@@ -462,6 +462,10 @@ static int collect(struct given *given, const char **machine_file, int argc, cha
     int count = 0;
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
+        if (!arg[0]) {
+            snprintf(error, ERROR_SIZE, "an empty word: gnomon run: leave it out, or name a machine file");
+            return -1;
+        }
         if (arg[0] != '-' || !arg[1]) {
             if (*machine_file) {
                 snprintf(error, ERROR_SIZE, "a second machine file: %.200s: name one", arg);

@@ -11,8 +11,10 @@
 #include "frontend/exit.h"
 #include "frontend/input.h"
 #include "frontend/stats.h"
+#include "frontend/sandbox_machine.h"
 #include "frontend/terminal.h"
 #include "frontend/trace.h"
+#include "frontend/usage.h"
 
 _Static_assert(MAX_SERIALS == MACHINE_SERIALS && MAX_DISKS <= MACHINE_MAX_DISKS &&
                    MAX_INITRDS <= MACHINE_MAX_INITRDS,
@@ -24,6 +26,7 @@ struct run {
     struct trace trace;
     struct input input;
     struct machine *machine;
+    struct usage_files cell_usage;
     uint64_t started_ns;
     atomic_bool ending; // machine_stop() was called
 };
@@ -48,33 +51,6 @@ static void put_engine_figure(void *sink, const char *name, uint64_t value)
         stats_count(sink, name, value);
 }
 
-// Adds what the process that runs guest code has used (proc(5)).
-static void add_cell_usage(const struct machine *m, uint64_t *user_ns, uint64_t *system_ns, uint64_t *peak_bytes)
-{
-    int pid = machine_cell_pid(m);
-    char path[64], line[1024], *at;
-    unsigned long user, system, tick_ns = 1000000000ul / (unsigned long)sysconf(_SC_CLK_TCK);
-    unsigned long long kib;
-    if (!pid)
-        return;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *f = fopen(path, "re");
-    if (f && fgets(line, sizeof line, f) && (at = strrchr(line, ')')) &&
-        sscanf(at, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2) {
-        *user_ns += user * tick_ns;
-        *system_ns += system * tick_ns;
-    }
-    if (f)
-        fclose(f);
-    snprintf(path, sizeof path, "/proc/%d/status", pid);
-    f = fopen(path, "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmHWM: %llu", &kib) == 1)
-            *peak_bytes += kib << 10;
-    if (f)
-        fclose(f);
-}
-
 static void list_stats(void *opaque, struct stats_sink *sink)
 {
     struct run *r = opaque;
@@ -85,7 +61,7 @@ static void list_stats(void *opaque, struct stats_sink *sink)
     if (!getrusage(RUSAGE_SELF, &usage)) {
         uint64_t user_ns = timeval_ns(usage.ru_utime), system_ns = timeval_ns(usage.ru_stime);
         uint64_t peak_bytes = (uint64_t)usage.ru_maxrss << 10;
-        add_cell_usage(r->machine, &user_ns, &system_ns, &peak_bytes);
+        usage_add(&r->cell_usage, &user_ns, &system_ns, &peak_bytes);
         stats_ns(sink, "time_cpu_user", user_ns);
         stats_ns(sink, "time_cpu_system", system_ns);
         stats_bytes(sink, "memory_peak_resident", peak_bytes);
@@ -272,14 +248,30 @@ static int run_machine(struct run *r, char *error)
         status = usage ? EXIT_USAGE : EXIT_HOST_ERROR;
         goto close;
     }
+    usage_open(&r->cell_usage, 0);
     if (machine_start(r->machine, error, ERROR_SIZE)) { // before there are threads
         error_line(error);
         goto destroy;
     }
+    usage_open(&r->cell_usage, machine_cell_pid(r->machine));
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {
         fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n",
                 strerror(-e));
+        goto destroy;
+    }
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        serial_begin(&r->serials[i]);
+    serial_begin(&r->debugcon);
+    trace_begin(&r->trace);
+    // From here on nothing is opened, made or removed: the end of the run only closes.
+    e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine)) : 0;
+    if (e) {
+        fprintf(stderr,
+                "gnomon: this host's kernel gives no seccomp filter (%s): sandbox: use one that does, or give --sandbox "
+                "off\n",
+                strerror(-e));
+        input_stop(&r->input);
         goto destroy;
     }
     failed = false;
@@ -290,6 +282,7 @@ static int run_machine(struct run *r, char *error)
     if (r->options.stats != STATS_OFF)
         print_stats(r);
 destroy:
+    usage_close(&r->cell_usage);
     machine_destroy(r->machine);
 close:
     trace_close(&r->trace, failed);

@@ -7,11 +7,14 @@
 
 struct trace {
     FILE *f;             // null: nothing is traced
-    const char *path;    // of the file, if it was not there before; the options' own
+    const char *path;    // of the file, the options' own; null: standard error
+    bool created;        // it was not there before
     unsigned categories; // LOG_*
 };
 // Returns 0 or -errno with a line in error.
 int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SIZE]);
+// The machine is about to run: empties the file.
+void trace_begin(struct trace *t);
 // failed: the machine never ran, so a file made by trace_open() goes too.
 void trace_close(struct trace *t, bool failed);
 void trace_cpu(struct trace *t, const char *what, uint64_t a, uint64_t b);

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Drives the gnomon command as a user does: usage errors, exit statuses, sockets, and the terminal.
 
-    test_cli.py GNOMON GUEST
-GUEST is tests/cli/guest.S, built. Every test has a time limit; none sleeps for a fixed time to wait for something.
+    test_cli.py GNOMON GUEST MISBEHAVE
+GUEST is tests/cli/guest.S, MISBEHAVE tests/cli/misbehave.c, built. Every test has a time limit; none sleeps for a fixed time to wait for something.
 """
 import json
 import os
@@ -17,7 +17,7 @@ import termios
 import time
 import unittest
 
-GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
+GNOMON, GUEST, MISBEHAVE = (os.path.abspath(path) for path in sys.argv[1:4])
 LIMIT_S = 30
 
 
@@ -33,12 +33,12 @@ def boot(what, *arguments, **options):
 class Terminal:
     """gnomon on a pseudo-terminal, in a session of its own."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **options):
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         self.text = b""
         self.process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, *arguments], stdin=self.slave, stdout=self.slave,
-                                        stderr=self.slave, start_new_session=True)
+                                        stderr=self.slave, start_new_session=True, **options)
 
     def until(self, condition, what):
         deadline = time.monotonic() + LIMIT_S
@@ -198,6 +198,102 @@ class Statuses(unittest.TestCase):
         self.assertEqual(lines, [])
 
 
+def connect(path):
+    deadline = time.monotonic() + LIMIT_S
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(LIMIT_S)
+    while True:
+        try:
+            client.connect(path)
+            return client
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def status_of(pid, key, task=None):
+    with open(f"/proc/{pid}/task/{task or pid}/status") as f:
+        return int(next(line.split()[1] for line in f if line.startswith(key + ":")))
+
+
+class Sandbox(unittest.TestCase):
+    def setUp(self):
+        self.work = tempfile.TemporaryDirectory()
+        self.addCleanup(self.work.cleanup)
+        self.socket = os.path.join(self.work.name, "sock")
+
+    def start(self, *arguments, **options):
+        process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", *arguments], stdin=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.stdout.close)
+        self.assertEqual(process.stdout.read(3), "up\n")
+        return process
+
+    def filters(self, pid, task=None):
+        return status_of(pid, "Seccomp_filters", task) - status_of("self", "Seccomp_filters", os.getpid())
+
+    @unittest.skipUnless("Seccomp_filters" in open("/proc/self/status").read(), "Linux before 5.9 does not tell")
+    def test_every_thread_of_the_process_with_the_devices_has_a_filter(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}")
+        tasks = os.listdir(f"/proc/{process.pid}/task")
+        self.assertGreaterEqual(len(tasks), 3)
+        for task in tasks:
+            self.assertEqual(self.filters(process.pid, task), 1)
+            self.assertEqual(status_of(process.pid, "NoNewPrivs", task), 1)
+        process = self.start("--sandbox", "off")
+        self.assertEqual(self.filters(process.pid), 0)
+
+    def test_a_forbidden_call_ends_it_with_one_line_and_nothing_stays(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}", env={**os.environ, "LD_PRELOAD": MISBEHAVE})
+        connect(self.socket).close()
+        self.assertEqual(process.wait(LIMIT_S), 4)
+        self.assertRegex(process.stderr.read(), r"^gnomon: forbidden system call 41: .*sandbox.*: please report.*\n$")
+        deadline = time.monotonic() + LIMIT_S
+        while os.path.exists(self.socket): # its sweeper runs a moment longer
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def test_with_the_sandbox_off_the_same_call_is_made(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}", "--sandbox", "off",
+                             env={**os.environ, "LD_PRELOAD": MISBEHAVE})
+        connect(self.socket).close()
+        connect(self.socket).close() # it serves on
+        process.terminate()
+        self.assertEqual(process.wait(LIMIT_S), 8)
+
+    def test_on_a_terminal_the_terminal_is_restored(self):
+        terminal = Terminal("--append", "l", "--serial", "stdio", "--serial", f"unix:{self.socket}",
+                            env={**os.environ, "LD_PRELOAD": MISBEHAVE})
+        self.addCleanup(terminal.close)
+        terminal.shows(b"up")
+        self.assertTrue(terminal.raw())
+        connect(self.socket).close()
+        self.assertEqual(terminal.end(), 4)
+        self.assertTrue(terminal.restored())
+        terminal.shows(b"forbidden system call 41")
+
+    def test_a_killed_machine_leaves_no_socket(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}")
+        process.kill()
+        deadline = time.monotonic() + LIMIT_S
+        while os.path.exists(self.socket):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def test_a_socket_that_took_the_place_of_ours_stays(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}")
+        os.unlink(self.socket)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(self.socket)
+            process.terminate()
+            self.assertEqual(process.wait(LIMIT_S), 8)
+            self.assertTrue(os.path.exists(self.socket))
+
+
 class BackEnds(unittest.TestCase):
     def test_machine_file_and_serial_file(self):
         with tempfile.TemporaryDirectory() as work:
@@ -208,6 +304,48 @@ class BackEnds(unittest.TestCase):
             self.assertEqual(gnomon("run", path, cwd="/").returncode, 85)
             with open(os.path.join(work, "log"), "rb") as f:
                 self.assertEqual(f.read(), b"up\r\n")
+
+    def test_files_of_the_last_run_are_overwritten(self):
+        with tempfile.TemporaryDirectory() as work:
+            for name in ("log", "trace"):
+                with open(os.path.join(work, name), "w") as f:
+                    f.write("old" * 100000)
+            self.assertEqual(boot("x", "--serial", "file:log", "--trace", "cpu,file=trace", cwd=work).returncode, 85)
+            with open(os.path.join(work, "log"), "rb") as f:
+                self.assertEqual(f.read(), b"up\r\n")
+            with open(os.path.join(work, "trace")) as f:
+                self.assertNotIn("old", f.read())
+
+    def test_output_that_cannot_be_written_is_said_once(self):
+        for arguments, word in ((["--serial", "file:/dev/full"], "/dev/full"),
+                                (["--serial", "none", "--trace", "io,file=/dev/full"], "trace")):
+            result = boot("x", *arguments)
+            self.assertEqual(result.returncode, 85)
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+            self.assertIn(word, result.stderr)
+        for error, file in (("No space left", "/dev/full"), ("Broken pipe", None)):
+            if file:
+                out = os.open(file, os.O_WRONLY)
+            else:
+                reader, out = os.pipe()
+                os.close(reader)
+            result = subprocess.run([GNOMON, "run", "--kernel", GUEST, "--append", "r", "--timeout", "0.5"], stdout=out,
+                                    stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
+            os.close(out)
+            self.assertEqual(result.returncode, 10)
+            self.assertRegex(result.stderr, fr"^gnomon: can't write what COM1 prints \({error}.*\): standard output: .*\n$")
+
+    def test_closed_standard_files_are_nobody_elses(self):
+        with tempfile.TemporaryDirectory() as work:
+            disk = os.path.join(work, "disk")
+            with open(disk, "wb") as f:
+                f.truncate(65536)
+            command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", GNOMON, "run", "--kernel", GUEST, "--append", "x"]
+            self.assertEqual(subprocess.run([*command, "--disk", disk], timeout=LIMIT_S).returncode, 85)
+            with open(disk, "rb") as f:
+                self.assertEqual(f.read().strip(b"\0"), b"")
+            result = subprocess.run(["sh", "-c", '"$@" >&-', "sh", GNOMON, "help"], stderr=subprocess.PIPE, timeout=LIMIT_S)
+            self.assertEqual(result.returncode, 4)
 
     def test_a_pipe_is_echoed_whole(self):
         text = "".join(f"line {i}\n" for i in range(2000))
@@ -225,16 +363,7 @@ class BackEnds(unittest.TestCase):
             path = os.path.join(work, "sock")
             process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", "--serial", f"unix:{path}"],
                                        stdin=subprocess.DEVNULL)
-            deadline = time.monotonic() + LIMIT_S
-            client = socket.socket(socket.AF_UNIX)
-            client.settimeout(LIMIT_S)
-            while True:
-                try:
-                    client.connect(path)
-                    break
-                except OSError:
-                    self.assertLess(time.monotonic(), deadline)
-                    time.sleep(0.01)
+            client = connect(path)
             client.sendall(b"ping")
             got = b""
             while not got.endswith(b"ping"):
@@ -327,4 +456,4 @@ class OnATerminal(unittest.TestCase):
         self.ends(terminal, 2)
 
 
-unittest.main(argv=sys.argv[:1] + sys.argv[3:])
+unittest.main(argv=sys.argv[:1] + sys.argv[4:])
