@@ -179,6 +179,16 @@ struct region {
     uint32_t *blocks;     // [REGION_BLOCKS] low pointers in order of code address, dead ones too
 };
 
+struct trail { // the last ways into translated code through C (struct engine_step)
+    struct {
+        uint64_t rip;
+        uint32_t key, error;
+        uint16_t detail;
+        uint8_t kind;
+    } step[ENGINE_STEPS];
+    uint32_t at; // of the oldest
+};
+
 #define IB_LOG 65536
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
@@ -289,6 +299,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t kick_us[64]; // interrupts by microseconds from kick to handler, the last for 63 and more
     uint64_t kick_cycles_max;
     struct dbt_counters n;
+    struct trail trail;
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;

@@ -603,8 +603,10 @@ static void publish(struct machine *m)
 {
     m->page->figure_count = 0;
     memcpy(m->page->counters, &m->counters, sizeof m->counters);
-    if (m->config.engine == &engine_software)
-        engine_software_stats(m->v, publish_figure, m->page);
+    if (m->config.engine != &engine_software)
+        return;
+    engine_software_stats(m->v, publish_figure, m->page);
+    m->page->step_count = engine_software_trail(m->v, m->page->step);
 }
 
 static void cell_run_timers(void *opaque)

@@ -674,6 +674,21 @@ void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const ch
     }
 }
 
+unsigned machine_trail(struct machine *m, struct engine_step out[ENGINE_TRAIL])
+{
+    unsigned n = 0;
+
+    if (!m->page)
+        return m->config.engine == &engine_software && m->v->engine ? engine_software_trail(m->v, out) : 0;
+    uint32_t count = *(volatile uint32_t *)&m->page->step_count;
+    for (uint32_t i = 0; i < count && i < ENGINE_TRAIL; i++) {
+        struct engine_step s = *(volatile struct engine_step *)&m->page->step[i];
+        if (s.kind > STEP_NONE && s.kind < STEP_KINDS && (s.kind != STEP_SENSITIVE || s.detail < OP_COUNT))
+            out[n++] = s;
+    }
+    return n;
+}
+
 int machine_cell_pid(const struct machine *m)
 {
     return cell_pid(m);

@@ -103,6 +103,8 @@ const struct machine_counters *machine_counters(struct machine *m);
 // Calls emit() for each of the engine's counters. Inside machine_call() and after machine_run().
 void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value),
                           void *opaque);
+// The engine's trail, as engine_software_trail() gives it. While the guest stands still.
+unsigned machine_trail(struct machine *m, struct engine_step out[ENGINE_TRAIL]);
 int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this one
 
 // ---- any thread

@@ -89,8 +89,9 @@ static void print_stats(struct run *r)
 
 static void on_crashed(void *opaque, struct vcpu *v, const char *why)
 {
-    (void)opaque;
-    crash_print(stderr, v, why);
+    struct run *r = opaque;
+    (void)v;
+    crash_print(stderr, r->machine, why);
 }
 
 static void on_trace_cpu(void *opaque, const char *what, uint64_t a, uint64_t b)

@@ -157,6 +157,19 @@ class Statuses(unittest.TestCase):
         for word in ("triple fault", "RIP", "CR3", "GDTR", "ud2"):
             self.assertIn(word, result.stderr)
 
+    def test_a_crash_report_shows_the_last_blocks_and_the_calls_under_way(self):
+        reports = [boot("c").stderr, boot("c", "--cell", "off", "--sandbox", "off").stderr]
+        for report in reports:
+            _, blocks = report.split("last blocks, newest first")
+            blocks, calls = blocks.split("calls under way, innermost first")
+            rows = [(int(line.split()[0], 16), line.split("CPL 0  ")[1]) for line in blocks.splitlines()[1:]]
+            fault = int(report.split("\nRIP ")[1].split()[0], 16)
+            self.assertEqual([what.split(",")[0] for _, what in rows[:5]], ["exception 6", "ud", "block", "lidt", "block"])
+            self.assertEqual([rip for rip, _ in rows[:5]], [fault] * 3 + [fault - 7] * 2)
+            self.assertIn(f"last exception 6 error 0 at {fault:016x}", report)
+            # CALL rel32 is 5 bytes, and LIDT follows the second one
+            self.assertEqual([int(line.split()[0], 16) for line in calls.splitlines()[1:]], [fault - 7 - 5, fault - 7 - 10])
+
     def test_triple_fault_may_reset_or_halt(self):
         for what in ("reset", "halt"):
             result = boot("t", "--on-crash", what, "--timeout", "1")
