@@ -36,6 +36,9 @@ void engine_software_trace_code(struct vcpu *v, FILE *out);
 // Prints a line for each exception and interrupt delivered (exc), each flush of the guest's TLB and each write to a page with
 // translated code (mmu; page faults too). Null: stop.
 void engine_software_trace_events(struct vcpu *v, FILE *out, bool exc, bool mmu);
+// Writes a line of perf's map for each stub now and for each block as it is translated, with `mark` (which must live as long)
+// before it; null: stop. The lines are not flushed.
+void engine_software_perf(struct vcpu *v, FILE *out, const char *mark);
 // Calls emit() for each of the engine's counters.
 void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
 // Where translated code was entered through C, for crash reports. A jump between blocks that are linked leaves no step.

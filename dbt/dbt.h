@@ -242,7 +242,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t slow_begin, slow_end;     // stubs that return into a block
     uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
 
-    // code cache: two mappings of one memfd
+    // code cache: two mappings of the same memory
     uint8_t *rw;
     uint64_t rx;
     uint64_t cache_size, cache_stubs;
@@ -307,6 +307,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     void (*trace_event)(struct dbt *d, enum dbt_event event, uint64_t a, uint64_t b);
     FILE *trace_file; // of trace_event()
     bool trace_exc, trace_mmu;
+    FILE *perf_file; // --perf; null when off
+    const char *perf_mark; // begins its lines
 };
 
 // ---- cache.c
@@ -435,6 +437,10 @@ bool plant_is_at(const struct dbt *d, uint64_t at);
 int signal_attach(struct dbt *d);
 void signal_detach(struct dbt *d);
 void signal_kick(struct dbt *d); // any thread
+
+// ---- trace.c, perf.c
+void trace_choose_hook(struct dbt *d); // trace_block is set only where somebody wants blocks
+void perf_print_block(struct dbt *d, const struct block *b);
 
 // ---- create.c
 struct dbt_hooks {

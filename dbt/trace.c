@@ -47,13 +47,24 @@ void trace_print_block(FILE *out, struct dbt *d, const struct block *b)
     fflush(out);
 }
 
-static void on_block(void *opaque, struct dbt *d, const struct block *b) { trace_print_block(opaque, d, b); }
+static void on_block(void *opaque, struct dbt *d, const struct block *b)
+{
+    if (opaque)
+        trace_print_block(opaque, d, b);
+    if (d->perf_file)
+        perf_print_block(d, b);
+}
+
+void trace_choose_hook(struct dbt *d)
+{
+    d->trace_block = d->trace_opaque || d->perf_file ? on_block : NULL;
+}
 
 void engine_software_trace_code(struct vcpu *v, FILE *out)
 {
     struct dbt *d = v->engine;
-    d->trace_block = out ? on_block : NULL;
     d->trace_opaque = out;
+    trace_choose_hook(d);
 }
 
 // Cost nothing when off: the listener is null, and the flushes' hooks test a flag.

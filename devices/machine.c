@@ -441,17 +441,24 @@ static bool answer_request(struct machine *m, struct machine_outcome *outcome, c
     return false;
 }
 
-static int attach(struct machine *m)
+static int attach(struct machine *m, char *error, size_t error_size)
 {
     if (m->attached)
         return 0;
+    FILE *perf = NULL;
+    if (m->config.perf_map && !(perf = m->config.perf_map(m->config.opaque, (int)getpid(), error, error_size)))
+        return -EIO;
     int result = m->config.engine->attach(m->v);
-    if (result)
+    if (result) {
+        snprintf(error, error_size, "engine: %s can't start: %s", m->config.engine->name, strerror(-result));
         return result;
+    }
     if (m->config.engine == &engine_software)
         engine_software_set_host(m->v, (struct engine_host){host_idle, host_run_timers, NULL, m});
     if (m->config.engine == &engine_software && m->config.trace_code)
         pc_trace_engine(m, m->config.trace_code);
+    if (m->config.engine == &engine_software && perf)
+        engine_software_perf(m->v, perf, "");
     __atomic_store_n(&m->attached, true, __ATOMIC_RELEASE);
     return 0;
 }
@@ -465,11 +472,9 @@ static int prepare_run(struct machine *m, char *error, size_t error_size)
 {
     if (m->config.cell)
         return machine_start(m, error, error_size);
-    int result = attach(m);
-    if (result) {
-        snprintf(error, error_size, "engine: %s can't start: %s", m->config.engine->name, strerror(-result));
+    int result = attach(m, error, error_size);
+    if (result)
         return result;
-    }
     result = pc_start_clock(m);
     if (result)
         snprintf(error, error_size,

@@ -69,6 +69,9 @@ struct machine_config {
     bool cell, sandbox;
     bool trace_blocks, trace_exc, trace_mmu; // what the engine writes to trace_code: --trace code, exc, mmu
     FILE *trace_code; // the engine's trace goes here; null: nowhere. May be written by another thread until machine_destroy()
+    // --perf: called once, before code is translated, with the process that will run it; returns where the machine writes
+    // perf's map of that code, from another thread until machine_destroy(), or null with one line in `error`. May be null.
+    FILE *(*perf_map)(void *opaque, int pid, char *error, size_t error_size);
     void (*in_cell)(void *opaque, struct machine *m); // for tests: called in the cell when its sandbox is closed
 };
 

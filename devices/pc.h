@@ -122,6 +122,7 @@ struct machine {
     struct cell_region cell_region[MEM_MAX_REGIONS];
     struct timer flush;  // of serial bytes not announced yet
     uint32_t map_seen;   // generation
+    FILE *perf_out;      // where the engine's lines for perf wait; null: none
 };
 
 // ---- pc_core.c: compiled for live vector registers

@@ -10,6 +10,7 @@
 #include "frontend/commands.h"
 #include "frontend/exit.h"
 #include "frontend/input.h"
+#include "frontend/perf_map.h"
 #include "frontend/stats.h"
 #include "frontend/sandbox_machine.h"
 #include "frontend/terminal.h"
@@ -24,6 +25,7 @@ struct run {
     struct run_options options;
     struct serial serials[MAX_SERIALS], debugcon;
     struct trace trace;
+    struct perf_map perf;
     struct input input;
     struct machine *machine;
     struct usage_files cell_usage;
@@ -104,6 +106,12 @@ static void on_trace_io(void *opaque, bool mmio, bool write, uint64_t address, u
 {
     struct run *r = opaque;
     trace_io(&r->trace, mmio, write, address, size, value);
+}
+
+static FILE *on_perf_map(void *opaque, int pid, char *error, size_t error_size)
+{
+    struct run *r = opaque;
+    return perf_map_open(&r->perf, PERF_DIRECTORY, pid, error, error_size) ? NULL : r->perf.f;
 }
 
 static void call_stats(void *opaque, struct machine *m)
@@ -205,6 +213,7 @@ static struct machine *create(struct run *r, char *error, bool *usage)
         .trace_blocks = o->trace & LOG_CODE,
         .trace_exc = o->trace & LOG_EXC,
         .trace_mmu = o->trace & LOG_MMU,
+        .perf_map = o->perf ? on_perf_map : NULL,
         .trace_code = o->trace & (LOG_CODE | LOG_EXC | LOG_MMU) ? r->trace.f : NULL,
     };
     for (unsigned i = 0; i < MAX_SERIALS; i++)
@@ -227,6 +236,26 @@ static int status_of(const struct machine_outcome *outcome, const char *error)
     }
     error_line(error);
     return EXIT_HOST_ERROR;
+}
+
+// failed: nothing ran, so nothing is kept.
+static void close_perf_map(struct run *r, bool failed)
+{
+    char times[64] = "";
+    unsigned flushes;
+    if (!r->perf.f)
+        return;
+    int result = perf_map_close(&r->perf, &flushes);
+    if (failed) {
+        unlink(r->perf.path);
+        return;
+    }
+    if (flushes)
+        snprintf(times, sizeof times, " (names since the last of %u flushes)", flushes);
+    if (result)
+        fprintf(stderr, "gnomon: perf's map is not complete (%s): %s: make room there\n", strerror(-result), r->perf.path);
+    else
+        fprintf(stderr, "gnomon: perf's map is %s%s\n", r->perf.path, times);
 }
 
 static int run_machine(struct run *r, char *error)
@@ -285,6 +314,7 @@ static int run_machine(struct run *r, char *error)
 destroy:
     usage_close(&r->cell_usage);
     machine_destroy(r->machine);
+    close_perf_map(r, failed);
 close:
     trace_close(&r->trace, failed);
     close_back_ends(r, failed);

@@ -7,6 +7,7 @@ GUEST is tests/cli/guest.S, MISBEHAVE tests/cli/misbehave.c, built. Every test h
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -305,6 +306,53 @@ class Sandbox(unittest.TestCase):
             process.terminate()
             self.assertEqual(process.wait(LIMIT_S), 8)
             self.assertTrue(os.path.exists(self.socket))
+
+
+class PerfMap(unittest.TestCase):
+    def test_translated_code_is_named_in_a_file_that_the_last_line_names(self):
+        for more in ((), ("--trace", "code,file=/dev/null"), ("--cell", "off", "--sandbox", "off")):
+            result = boot("x", "--perf", *more)
+            self.assertEqual(result.returncode, 85, result.stderr)
+            path = re.fullmatch(r"gnomon: perf's map is (/tmp/perf-\d+\.map)\n", result.stderr)[1]
+            with open(path) as f:
+                rows = [line.split() for line in f]
+            os.unlink(path)
+            self.assertTrue(any(re.fullmatch("guest_20[0-9a-f]{4}_32_cpl0", name) for _, _, name in rows), rows)
+            self.assertIn("gnomon_stub_sensitive", [name for _, _, name in rows])
+            spans = sorted((int(start, 16), int(size, 16)) for start, size, _ in rows)
+            for (start, size), (following, _) in zip(spans, spans[1:]):
+                self.assertLessEqual(start + size, following)
+
+    def test_without_the_option_there_is_no_file(self):
+        before = {name for name in os.listdir("/tmp") if name.startswith("perf-")}
+        self.assertEqual(boot("x").stderr, "")
+        self.assertEqual(boot("x", "--perf=off").stderr, "")
+        self.assertEqual({name for name in os.listdir("/tmp") if name.startswith("perf-")}, before)
+
+    def test_a_name_that_is_taken_is_a_host_error(self):
+        with tempfile.TemporaryDirectory() as work:
+            for _ in range(5): # others make processes too
+                first = subprocess.Popen(["true"])
+                first.wait()
+                links = [f"/tmp/perf-{first.pid + i}.map" for i in range(1, 2000)]
+                made = []
+                try:
+                    for link in links:
+                        try:
+                            os.symlink(os.path.join(work, "target"), link)
+                            made.append(link)
+                        except FileExistsError:
+                            pass
+                    result = boot("x", "--perf")
+                finally:
+                    for link in made:
+                        os.unlink(link)
+                if result.returncode == 4:
+                    break
+                os.unlink(result.stderr.split()[-1])
+            self.assertEqual(result.returncode, 4)
+            self.assertRegex(result.stderr, r"^gnomon: can't write perf's map \(File exists\): /tmp/perf-\d+\.map: remove what is there\n$")
+            self.assertEqual((os.listdir(work), result.stdout), ([], ""))
 
 
 class BackEnds(unittest.TestCase):
