@@ -203,6 +203,7 @@ struct planted { // a breakpoint in translated code (plant.c)
     uint8_t byte; // that belongs there
 };
 
+#define ENTRY_COUNTERS 16 // a power of two
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
@@ -210,11 +211,18 @@ struct dbt_counters {
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t steps, services, segment_checks, faults;
     uint64_t executed; // guest instructions, if they are counted
+    uint64_t indirects, returns, entered[ENTRY_COUNTERS]; // branches and blocks executed, while it is measured
     uint64_t op_count[OP_COUNT];
 };
 
 enum fpu_place { FPU_LIVE, FPU_SAVED, FPU_VECTORS_SAVED /* vectors.c */ };
 enum vector_kind { VECTORS_XMM, VECTORS_YMM, VECTORS_ZMM_K16 /* no AVX512BW */, VECTORS_ZMM };
+
+// Where the sampling signal of --stats found the thread (dbt/measure.c).
+enum sample_place { SAMPLE_TRANSLATED, SAMPLE_HELPERS, SAMPLE_TRANSLATOR, SAMPLE_DEVICES, SAMPLE_ELSEWHERE, SAMPLE_PLACES };
+struct samples {
+    uint64_t count, cpu_ns; // cpu_ns: of the thread, since the sample before each
+};
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
@@ -300,6 +308,10 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t kick_cycles_max;
     struct dbt_counters n;
     struct trail trail;
+    bool measured; // translated code counts, and the timer samples
+    int sample_timer;
+    uint64_t sampled_cpu_ns;
+    struct samples samples[SAMPLE_PLACES];
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;
@@ -441,6 +453,10 @@ void signal_kick(struct dbt *d); // any thread
 // ---- trace.c, perf.c
 void trace_choose_hook(struct dbt *d); // trace_block is set only where somebody wants blocks
 void perf_print_block(struct dbt *d, const struct block *b);
+
+// ---- measure.c
+void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
+void measure_end(struct dbt *d);
 
 // ---- create.c
 struct dbt_hooks {

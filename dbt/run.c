@@ -68,10 +68,12 @@ static struct block *next_block(struct dbt *d)
     struct block *b = cache_find(d, v->s.rip, page.gpa, key);
     if (!b) {
         uint64_t begin = __builtin_ia32_rdtsc();
+        vcpu_does(v, DOING_TRANSLATION);
         vectors_save(d);
         d->fpu_saved = FPU_VECTORS_SAVED;
         b = translate(d, key);
         fpu_in(d);
+        vcpu_does(v, DOING_CORE);
         d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
     }
     return b;
@@ -401,9 +403,11 @@ uint64_t run_service(struct dbt *d)
         if (r & (REQ_SHADOW | REQ_TIMER))
             __atomic_and_fetch(&v->requests, ~(REQ_SHADOW | REQ_TIMER), __ATOMIC_ACQ_REL);
         if (r & REQ_TIMER) {
+            vcpu_does(v, DOING_DEVICES);
             fpu_out(d);
             d->host.run_timers(d->host.opaque);
             fpu_in(d);
+            vcpu_does(v, DOING_CORE);
         }
         if (r & REQ_INIT) {
             __atomic_and_fetch(&v->requests, ~REQ_INIT, __ATOMIC_ACQ_REL);
@@ -426,9 +430,11 @@ uint64_t run_service(struct dbt *d)
             break;
         if (requests_due(v))
             continue;
+        vcpu_does(v, DOING_IDLE);
         fpu_out(d);
         d->host.idle(d->host.opaque);
         fpu_in(d);
+        vcpu_does(v, DOING_CORE);
         d->kicked_tsc = 0;
     }
     uint64_t code = next_code(d);
@@ -451,10 +457,12 @@ static enum engine_stop software_run(struct vcpu *v)
     struct dbt *volatile keep = v->engine;
     struct dbt *d = keep;
     d->stop = 0;
+    vcpu_does(v, DOING_CORE);
     fpu_in(d);
     if (__builtin_setjmp(v->throw_buf)) {
         d = keep;
         struct vcpu *w = d->v;
+        vcpu_does(w, DOING_CORE);
         if (d->fpu_saved)
             fpu_in(d);
         if (d->in_slow)
@@ -475,6 +483,7 @@ static enum engine_stop software_run(struct vcpu *v)
         __builtin_unreachable();
     }
     fpu_out(d);
+    vcpu_does(d->v, DOING_NOTHING);
     return (enum engine_stop)(d->stop - 1);
 }
 

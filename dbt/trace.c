@@ -150,6 +150,7 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)
         emit(opaque, rows[i].name, rows[i].value);
+    measure_emit(v->engine, emit, opaque);
     for (unsigned i = 0; i < OP_COUNT; i++)
         if (n->op_count[i]) {
             char name[64];

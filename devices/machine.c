@@ -172,13 +172,18 @@ void pc_trace_engine(struct machine *m, FILE *f)
         engine_software_trace_events(m->v, f, c->trace_exc, c->trace_mmu);
 }
 
-// A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h).
+// A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h). And the one that
+// --stats samples by.
 int pc_start_clock(struct machine *m)
 {
+    int result = m->config.measure && m->config.engine == &engine_software && !m->v->time.measured
+                     ? engine_software_measure(m->v) : 0;
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN};
     sigset_t set;
     int id;
 
+    if (result)
+        return result;
     sigemptyset(&set);
     sigaddset(&set, SIGRTMIN);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);

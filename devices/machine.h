@@ -72,6 +72,7 @@ struct machine_config {
     // --perf: called once, before code is translated, with the process that will run it; returns where the machine writes
     // perf's map of that code, from another thread until machine_destroy(), or null with one line in `error`. May be null.
     FILE *(*perf_map)(void *opaque, int pid, char *error, size_t error_size);
+    bool measure; // --stats: the engine measures (engine_software_measure())
     void (*in_cell)(void *opaque, struct machine *m); // for tests: called in the cell when its sandbox is closed
 };
 

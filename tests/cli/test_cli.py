@@ -203,6 +203,45 @@ class Statuses(unittest.TestCase):
         result = boot("x", "--stats=json")
         self.assertGreater(json.loads(result.stderr)["time_wall"], 0)
 
+    def test_stats_divide_the_time(self):
+        parts = ("translated", "helpers", "translator", "devices", "idle", "stopped")
+        for what, largest in (("l", "translated"), ("h", "idle")):
+            for more in ((), ("--cell", "off", "--sandbox", "off")):
+                figures = json.loads(boot(what, "--timeout", "0.5", "--stats=json", *more).stderr)
+                wall = figures["time_wall"]
+                self.assertGreaterEqual(wall, 500_000_000)
+                self.assertAlmostEqual(sum(figures["time_" + part] for part in parts) / wall, 1, delta=0.02)
+                self.assertGreater(figures["share_" + largest], 0.8, figures)
+                self.assertAlmostEqual(figures["share_" + largest], figures["time_" + largest] / wall, delta=1e-5)
+                self.assertGreater(figures["samples"], 10)
+                cpu = sum(figures["time_cpu_" + part] for part in ("translated", "helpers", "translator", "devices"))
+                self.assertLessEqual(cpu, 1.2 * (figures["time_cpu_user"] + figures["time_cpu_system"]) + 50_000_000)
+                if what == "l":
+                    self.assertGreater(figures["time_cpu_translated"], 0.5 * cpu)
+
+    def test_a_guest_that_polls_a_port_spends_its_time_with_devices_and_helpers(self):
+        figures = json.loads(boot("e", "--timeout", "0.5", "--stats=json").stderr)
+        self.assertGreater(figures["share_devices"] + figures["share_helpers"], 0.6, figures)
+        self.assertGreater(figures["share_devices"], 0.03, figures)
+        self.assertGreater(figures["core_port"], 1000)
+
+    def test_stats_count_links_indirect_branches_and_returns(self):
+        figures = json.loads(boot("i", "--stats=json").stderr)
+        for name, least in (("blocks_entered", 30000), ("chained_jumps", 20000), ("indirect_lookups", 10000), ("returns", 10000)):
+            self.assertGreaterEqual(figures[name], least - 20, name) # links and the first lookups go through C
+            self.assertLess(figures[name], least + 500, name)
+        for rate in ("chain_hit_rate", "indirect_hit_rate", "return_hit_rate"):
+            self.assertGreater(figures[rate], 0.98, rate)
+            self.assertLessEqual(figures[rate], 1, rate)
+
+    def test_stats_as_text_are_grouped_and_aligned(self):
+        lines = boot("i", "--stats").stderr.splitlines()
+        headings = [line for line in lines if line and not line.startswith(" ")]
+        self.assertEqual(headings[:4], ["time on the wall", "processor time, of all processes", "translator", "control flow"])
+        rows = [line for line in lines if line.startswith("  ")]
+        self.assertEqual({line[39:55].strip().replace(".", "").isdigit() for line in rows}, {True}, rows)
+        self.assertRegex("\n".join(lines), r"  time_translator +\d+\.\d{6} s +\d+\.\d\d %\n")
+
     def test_trace_exc_shows_every_step_of_a_triple_fault_and_trace_mmu_none_of_it(self):
         lines = [line for line in boot("t", "--trace", "exc").stderr.splitlines() if line.startswith("exc ")]
         self.assertEqual([line.split(" rip ")[0] for line in lines],
@@ -479,6 +518,8 @@ class OnATerminal(unittest.TestCase):
         terminal.shows(b"this list")
         os.write(terminal.master, b"\x01s")
         terminal.shows(b"time_wall")
+        terminal.shows(b"helper_")
+        self.assertNotIn(b"time_translated", terminal.text) # nothing is measured without --stats
         os.write(terminal.master, b"\x01x")
         self.ends(terminal, 8)
 
