@@ -2,10 +2,10 @@
 //
 // Time. What the vCPU's thread does (enum vcpu_doing) changes only where something costly begins or ends: a translation, an
 // access to a chip, a timer, sleep. There the TSC is read, so these times are exact (vcpu_does()). Translated code and the
-// helpers it calls change places too often for that, a million times a second: a timer's signal looks five hundred times a
-// second which of them is at work, and the rest of the time is divided in that proportion. The same samples
-// divide the thread's processor time, all of it. The timer is made and started before the sandbox closes; then it is out of
-// the cell's reach. Its period is no multiple or divisor of usual ticks, so that it does not run in step with the guest's.
+// helpers it calls change places too often for that, a million times a second: a timer's signal looks 181 times a second
+// which of them is at work, and the rest of the time is divided in that proportion. The same samples divide the thread's
+// processor time, all of it. The timer is made and started before the sandbox closes; then it is out of the cell's reach.
+// Its period has no simple ratio to usual ticks (1, 4 and 10 ms), so that it does not run in step with the guest's.
 //
 // Rates. Blocks count how often they are entered, and indirect branches and returns how often they are executed, in
 // instructions that are emitted only while this is on. The rest are the misses, which C counts anyway.
@@ -19,7 +19,7 @@
 #include "dbt/dbt.h"
 
 #define SAMPLE_SIGNAL (SIGRTMIN + 1)
-#define PERIOD_NS     2003000
+#define PERIOD_NS     5527000
 
 static uint64_t thread_cpu_ns(void)
 {

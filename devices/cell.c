@@ -788,7 +788,7 @@ static void put_perf(struct cell *c, char *p, size_t n)
     if (!c->perf || n > PERF_LIMIT - c->perf_bytes)
         return;
     for (size_t i = 0; i < n; i++)
-        if (!(p[i] >= '0' && p[i] <= '9') && !(p[i] >= 'a' && p[i] <= 'z') && !strchr("_ \n", p[i]))
+        if (!(p[i] >= '0' && p[i] <= '9') && !(p[i] >= 'a' && p[i] <= 'z') && p[i] != ' ' && p[i] != '\n')
             p[i] = '_';
     c->perf_bytes += n;
     fwrite(p, 1, n, c->perf);
