@@ -1,6 +1,6 @@
 // --perf: names for translated code, in the form of perf's map files (Linux, tools/perf/Documentation/jit-interface.txt):
-// "START SIZE name" a line, start and size in hexadecimal. First the stubs, then each block as it is made. Code is placed
-// upwards until a flush drops all of it, so a start below the one before says that the cache was flushed.
+// "START SIZE name" a line, start and size in hexadecimal. First the stubs, then each block as it is made. When the cache
+// is full its oldest places are used again: later lines then overlap earlier ones.
 #include <inttypes.h>
 #include <stdio.h>
 #include "dbt/dbt.h"

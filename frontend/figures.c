@@ -99,7 +99,7 @@ static const struct {
 } groups[] = {
     {"translator",
      {"blocks_translated", "guest_instructions_translated", "guest_instructions_executed", "guest_bytes_translated", "host_bytes_emitted", "expansion_percent",
-      "translation_cycles", "cycles_per_instruction_translated", "group_misses", "blocks_invalidated", "cache_flushes"}},
+      "translation_cycles", "cycles_per_instruction_translated", "group_misses", "blocks_invalidated", "cache_evictions", "time_eviction_max"}},
     {"control flow",
      {"blocks_entered", "chain_hit_rate", "chained_jumps", "chains_made", "cross_page_links_reset", "indirect_hit_rate",
       "indirect_lookups", "indirect_misses", "return_hit_rate", "returns", "return_misses", "return_unpredicted", "dispatches"}},

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define MAX_SPAN (1ull << 30)
+
 static int create(const char *path)
 {
     return open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -68,30 +70,39 @@ static struct line *split(char *text, size_t size, size_t *count)
     return lines;
 }
 
-// Drops lines whose addresses a later generation has taken. Between two flushes addresses only rise, so what later
-// generations cover is one span. Returns the number of flushes.
-static unsigned drop_overwritten(struct line *line, size_t count)
+// Drops lines whose addresses a later line has taken. One bit an address, from the lowest on: code caches are small.
+// Returns how many are dropped, or -1: no memory, or addresses of no cache of ours.
+static long drop_overwritten(struct line *line, size_t count)
 {
-    uint64_t low = UINT64_MAX, high = 0, next_low = UINT64_MAX, next_high = 0;
-    unsigned flushes = 0;
+    uint64_t low = UINT64_MAX, high = 0;
+    long dropped = 0;
 
-    for (size_t i = count; i-- > 0;) {
-        if (i + 1 < count && line[i].from >= line[i + 1].from) { // of the generation before
-            flushes++;
-            low = next_low < low ? next_low : low;
-            high = next_high > high ? next_high : high;
-            next_low = UINT64_MAX;
-            next_high = 0;
-        }
-        next_low = line[i].from < next_low ? line[i].from : next_low;
-        next_high = line[i].to > next_high ? line[i].to : next_high;
-        if (low < high && line[i].from < high && line[i].to > low)
-            line[i].text = NULL;
+    for (size_t i = 0; i < count; i++) {
+        low = line[i].from < low ? line[i].from : low;
+        high = line[i].to > high ? line[i].to : high;
     }
-    return flushes;
+    if (!count)
+        return 0;
+    errno = ERANGE;
+    uint8_t *taken = high - low <= MAX_SPAN ? calloc((high - low) / 8 + 1, 1) : NULL;
+    if (!taken)
+        return -1;
+    for (size_t i = count; i-- > 0;) {
+        bool overwritten = false;
+        for (uint64_t at = line[i].from - low; at < line[i].to - low; at++) {
+            overwritten |= taken[at / 8] >> at % 8 & 1;
+            taken[at / 8] |= (uint8_t)(1u << at % 8);
+        }
+        if (overwritten) {
+            line[i].text = NULL;
+            dropped++;
+        }
+    }
+    free(taken);
+    return dropped;
 }
 
-static int settle(FILE *f, unsigned *flushes)
+static int settle(FILE *f, unsigned long *dropped)
 {
     struct stat s;
     char *text = NULL;
@@ -108,8 +119,11 @@ static int settle(FILE *f, unsigned *flushes)
     lines = split(text, (size_t)s.st_size, &count);
     if (!lines)
         goto fail;
-    *flushes = drop_overwritten(lines, count);
-    if (!*flushes)
+    long n = drop_overwritten(lines, count);
+    if (n < 0)
+        goto fail;
+    *dropped = (unsigned long)n;
+    if (!n)
         goto done;
     rewind(f);
     for (size_t i = 0; i < count; i++)
@@ -125,12 +139,12 @@ done:
     return result;
 }
 
-int perf_map_close(struct perf_map *map, unsigned *flushes)
+int perf_map_close(struct perf_map *map, unsigned long *dropped)
 {
-    *flushes = 0;
+    *dropped = 0;
     if (!map->f)
         return 0;
-    int result = ferror(map->f) ? -EIO : settle(map->f, flushes);
+    int result = ferror(map->f) ? -EIO : settle(map->f, dropped);
     if (fclose(map->f) && !result)
         result = -errno;
     map->f = NULL;

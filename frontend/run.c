@@ -200,21 +200,21 @@ static int status_of(const struct machine_outcome *outcome, const char *error)
 // failed: nothing ran, so nothing is kept.
 static void close_perf_map(struct run *r, bool failed)
 {
-    char times[64] = "";
-    unsigned flushes;
+    char rest[80] = "";
+    unsigned long dropped;
     if (!r->perf.f)
         return;
-    int result = perf_map_close(&r->perf, &flushes);
+    int result = perf_map_close(&r->perf, &dropped);
     if (failed) {
         unlink(r->perf.path);
         return;
     }
-    if (flushes)
-        snprintf(times, sizeof times, " (names since the last of %u flushes)", flushes);
+    if (dropped)
+        snprintf(rest, sizeof rest, " (without %lu names of code that made room for other code)", dropped);
     if (result)
         fprintf(stderr, "gnomon: perf's map is not complete (%s): %s: make room there\n", strerror(-result), r->perf.path);
     else
-        fprintf(stderr, "gnomon: perf's map is %s%s\n", r->perf.path, times);
+        fprintf(stderr, "gnomon: perf's map is %s%s\n", r->perf.path, rest);
 }
 
 static int run_machine(struct run *r, char *error)
