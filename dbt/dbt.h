@@ -51,6 +51,11 @@ extern const uint8_t host_of_guest[16];
 #define KEY_SMAP      0x02000000u
 #define KEY_NOMERGE   0x00400000u // every access has its own check
 
+static inline unsigned key_bits(uint32_t key) // of the code: 16, 32, 64
+{
+    return (key & KEY_CODE_MASK) == KEY_CODE64 ? 64 : key & KEY_CODE32 ? 32 : 16;
+}
+
 struct block;
 
 // The guest's state at the jump of an exit: its target comes next, with flags in the host or parked; or the branch

@@ -31,7 +31,9 @@ static uint64_t thread_cpu_ns(void)
 static enum sample_place place(const struct dbt *d, uint64_t rip)
 {
     switch (d->v->time.doing) {
-    case DOING_CORE: return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_size ? SAMPLE_TRANSLATED : SAMPLE_HELPERS;
+    case DOING_CORE:
+        return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_size ? SAMPLE_TRANSLATED
+                                                                            : SAMPLE_HELPERS;
     case DOING_TRANSLATION: return SAMPLE_TRANSLATOR;
     case DOING_DEVICES: return SAMPLE_DEVICES;
     default: return SAMPLE_ELSEWHERE;
@@ -41,7 +43,10 @@ static enum sample_place place(const struct dbt *d, uint64_t rip)
 static void on_sample(int sig, siginfo_t *info, void *context)
 {
     (void)sig;
-    __asm__ volatile("pushfq; andl %0, (%%rsp); popfq" : : "i"(~FL_AC) : "cc", "memory"); // as in dbt/signal.c
+    __asm__ volatile("pushfq; andl %0, (%%rsp); popfq"
+                     :
+                     : "i"(~FL_AC)
+                     : "cc", "memory"); // as in dbt/signal.c
     if (info->si_code != SI_TIMER)
         return;
     struct dbt *d = info->si_value.sival_ptr;
@@ -56,7 +61,8 @@ int engine_software_measure(struct vcpu *v)
 {
     struct dbt *d = v->engine;
     struct sigaction sa = {.sa_sigaction = on_sample, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
-    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SAMPLE_SIGNAL, .sigev_value.sival_ptr = d};
+    struct sigevent event = {
+        .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SAMPLE_SIGNAL, .sigev_value.sival_ptr = d};
     const struct itimerspec period = {{0, PERIOD_NS}, {0, PERIOD_NS}};
     sigset_t set;
 
@@ -102,7 +108,8 @@ void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, ui
     const struct dbt_counters *n = &d->n;
     const struct samples *s = d->samples;
     struct vcpu_time *t = &d->v->time;
-    uint64_t all = 0, cpu = thread_cpu_ns(), sampled = 0, core, entered = 0, lookups = n->indirects + n->ret_misses + n->ret_empty;
+    uint64_t all = 0, cpu = thread_cpu_ns(), sampled = 0, core, entered = 0,
+             lookups = n->indirects + n->ret_misses + n->ret_empty;
 
     if (!d->measured)
         return;
@@ -114,7 +121,8 @@ void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, ui
     core = s[SAMPLE_TRANSLATED].count + s[SAMPLE_HELPERS].count;
     for (unsigned i = 0; i < ENTRY_COUNTERS; i++)
         entered += n->entered[i];
-    uint64_t q32 = d->v->model->ns_per_tsc_q32, core_ns = (uint64_t)((unsigned __int128)t->tsc[DOING_CORE] * q32 >> 32);
+    uint64_t q32 = d->v->model->ns_per_tsc_q32,
+             core_ns = (uint64_t)((unsigned __int128)t->tsc[DOING_CORE] * q32 >> 32);
     uint64_t translated_ns = part(core_ns, s[SAMPLE_TRANSLATED].count, core);
     const struct {
         const char *name;

@@ -9,17 +9,17 @@
 void perf_print_block(struct dbt *d, const struct block *b)
 {
     FILE *f = d->perf_file;
-    bool code64 = (b->key & KEY_CODE_MASK) == KEY_CODE64;
-    uint64_t la = code64 ? b->rip : (uint32_t)(b->rip + b->cs_base);
-    fprintf(f, "%s%x %x guest_%" PRIx64 "_%u_", d->perf_mark, b->code, b->code_len, la,
-            code64 ? 64u : b->key & KEY_CODE32 ? 32u : 16u);
+    unsigned bits = key_bits(b->key);
+    uint64_t la = bits == 64 ? b->rip : (uint32_t)(b->rip + b->cs_base);
+    const char *alone = b->key & KEY_BOUNCE ? "_bounce" : "_one";
+    fprintf(f, "%s%x %x guest_%" PRIx64 "_%u_", d->perf_mark, b->code, b->code_len, la, bits);
     if (b->key & KEY_VM)
         fputs("v86", f);
     else if (b->key & KEY_PE)
         fprintf(f, "cpl%u", (b->key & KEY_CPL_MASK) >> KEY_CPL_SHIFT);
     else
         fputs("real", f);
-    fputs(b->key & KEY_BOUNCE ? "_bounce\n" : b->key & KEY_ONE ? "_one\n" : "\n", f); // of one instruction, run alone
+    fprintf(f, "%s\n", b->key & KEY_ONE ? alone : ""); // one instruction
 }
 
 static void print_stubs(struct dbt *d)
@@ -28,10 +28,22 @@ static void print_stubs(struct dbt *d)
         const char *name;
         uint64_t at;
     } stubs[] = {
-        {"enter", d->stub_enter}, {"tail", d->tail_begin}, {"chain_host", d->stub_chain_host}, {"chain", d->stub_chain},
-        {"sensitive", d->stub_sensitive}, {"string", d->stub_string}, {"gather", d->stub_gather}, {"indirect", d->stub_ib_miss},
-        {"step", d->stub_step}, {"commit", d->stub_commit}, {"return", d->stub_ret_none}, {"slow", d->stub_slow[0][0]},
-        {"slow_flags", d->stub_slow[0][1]}, {"segment", d->stub_seg}, {"bounce", d->stub_bounce}, {"fault", d->stub_fault},
+        {"enter", d->stub_enter},
+        {"tail", d->tail_begin},
+        {"chain_host", d->stub_chain_host},
+        {"chain", d->stub_chain},
+        {"sensitive", d->stub_sensitive},
+        {"string", d->stub_string},
+        {"gather", d->stub_gather},
+        {"indirect", d->stub_ib_miss},
+        {"step", d->stub_step},
+        {"commit", d->stub_commit},
+        {"return", d->stub_ret_none},
+        {"slow", d->stub_slow[0][0]},
+        {"slow_flags", d->stub_slow[0][1]},
+        {"segment", d->stub_seg},
+        {"bounce", d->stub_bounce},
+        {"fault", d->stub_fault},
     };
     const unsigned count = sizeof stubs / sizeof stubs[0];
     for (unsigned i = 0; i < count; i++) {
@@ -39,7 +51,8 @@ static void print_stubs(struct dbt *d)
         for (unsigned k = 0; k < count; k++)
             if (stubs[k].at > stubs[i].at && stubs[k].at < end)
                 end = stubs[k].at;
-        fprintf(d->perf_file, "%s%" PRIx64 " %" PRIx64 " gnomon_stub_%s\n", d->perf_mark, stubs[i].at, end - stubs[i].at, stubs[i].name);
+        fprintf(d->perf_file, "%s%" PRIx64 " %" PRIx64 " gnomon_stub_%s\n", d->perf_mark, stubs[i].at,
+                end - stubs[i].at, stubs[i].name);
     }
 }
 

@@ -6,11 +6,6 @@
 #include "cpu/model.h"
 #include "dbt/dbt.h"
 
-static unsigned code_bits(uint32_t key)
-{
-    return (key & KEY_CODE_MASK) == KEY_CODE64 ? 64 : key & KEY_CODE32 ? 32 : 16;
-}
-
 static void print_code(FILE *out, const char *what, cs_mode mode, const uint8_t *p, size_t n, uint64_t address)
 {
     csh handle;
@@ -161,7 +156,7 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
 
 static struct engine_step step_of(enum engine_step_kind kind, uint64_t rip, uint32_t key, unsigned detail)
 {
-    return (struct engine_step){.rip = rip, .detail = (uint16_t)detail, .kind = (uint8_t)kind, .bits = (uint8_t)code_bits(key),
+    return (struct engine_step){.rip = rip, .detail = (uint16_t)detail, .kind = (uint8_t)kind, .bits = (uint8_t)key_bits(key),
                                 .cpl = (uint8_t)((key & KEY_CPL_MASK) >> KEY_CPL_SHIFT)};
 }
 

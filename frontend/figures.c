@@ -90,25 +90,36 @@ static void collect_machine(struct table *t, struct machine *m)
 }
 
 // ---- how they are shown
-static const char *const time_rows[] = {"time_translated", "time_helpers", "time_translator", "time_devices", "time_idle", NULL};
-static const char *const cpu_rows[] = {"time_cpu_user", "time_cpu_system", "time_cpu_translated", "time_cpu_helpers",
-                                       "time_cpu_translator", "time_cpu_devices", NULL};
+static const char *const time_rows[] = {"time_translated", "time_helpers", "time_translator",
+                                        "time_devices",    "time_idle",    NULL};
+static const char *const cpu_rows[] = {"time_cpu_user",
+                                       "time_cpu_system",
+                                       "time_cpu_translated",
+                                       "time_cpu_helpers",
+                                       "time_cpu_translator",
+                                       "time_cpu_devices",
+                                       NULL};
 static const struct {
     const char *title;
     const char *rows[24]; // "*" ends a name that others begin with
 } groups[] = {
     {"translator",
-     {"blocks_translated", "guest_instructions_translated", "guest_instructions_executed", "guest_bytes_translated", "host_bytes_emitted", "expansion_percent",
-      "translation_cycles", "cycles_per_instruction_translated", "group_misses", "blocks_invalidated", "cache_evictions", "time_eviction_max"}},
+     {"blocks_translated", "guest_instructions_translated", "guest_instructions_executed",
+      "guest_bytes_translated", "host_bytes_emitted", "expansion_percent", "translation_cycles",
+      "cycles_per_instruction_translated", "group_misses", "blocks_invalidated", "cache_evictions",
+      "time_eviction_max"}},
     {"control flow",
-     {"blocks_entered", "chain_hit_rate", "chained_jumps", "chains_made", "cross_page_links_reset", "indirect_hit_rate",
-      "indirect_lookups", "indirect_misses", "return_hit_rate", "returns", "return_misses", "return_unpredicted", "dispatches"}},
+     {"blocks_entered", "chain_hit_rate", "chained_jumps", "chains_made", "cross_page_links_reset",
+      "indirect_hit_rate", "indirect_lookups", "indirect_misses", "return_hit_rate", "returns",
+      "return_misses", "return_unpredicted", "dispatches"}},
     {"memory",
-     {"tlb_misses", "page_walks", "tlb_flushes", "tlb_page_flushes", "bounced_accesses", "segment_checks", "memory_peak_resident"}},
-    {"exits by cause",
-     {"exits_port", "exits_mmio", "core_port", "core_mmio", "idle_entries", "timer_runs", "timer_rearms", "kicks", "kick_traps",
-      "time_kick_p50", "time_kick_p99", "time_kick_max", "interrupts", "exceptions", "host_faults", "services", "steps",
-      "string_instructions", "gathers", "sensitive_instructions"}},
+     {"tlb_misses", "page_walks", "tlb_flushes", "tlb_page_flushes", "bounced_accesses", "segment_checks",
+      "memory_peak_resident"}},
+    {"exits by cause", {"exits_port",   "exits_mmio",          "core_port",     "core_mmio",
+                        "idle_entries", "timer_runs",          "timer_rearms",  "kicks",
+                        "kick_traps",   "time_kick_p50",       "time_kick_p99", "time_kick_max",
+                        "interrupts",   "exceptions",          "host_faults",   "services",
+                        "steps",        "string_instructions", "gathers",       "sensitive_instructions"}},
     {"sensitive instructions by kind", {HELPERS}},
     {"others", {"*"}},
 };

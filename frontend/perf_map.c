@@ -45,7 +45,7 @@ int perf_map_open(struct perf_map *map, const char *directory, int pid, char *er
 }
 
 struct line {
-    char *text, *end; // with its newline
+    char *text, *end;  // with its newline
     uint64_t from, to; // addresses
 };
 

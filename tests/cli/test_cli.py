@@ -209,7 +209,7 @@ class Statuses(unittest.TestCase):
             for more in ((), ("--cell", "off", "--sandbox", "off")):
                 figures = json.loads(boot(what, "--timeout", "0.5", "--stats=json", *more).stderr)
                 wall = figures["time_wall"]
-                self.assertGreaterEqual(wall, 500_000_000)
+                self.assertGreater(wall, 400_000_000)
                 self.assertAlmostEqual(sum(figures["time_" + part] for part in parts) / wall, 1, delta=0.02)
                 self.assertGreater(figures["share_" + largest], 0.8, figures)
                 self.assertAlmostEqual(figures["share_" + largest], figures["time_" + largest] / wall, delta=1e-5)
