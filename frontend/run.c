@@ -212,7 +212,8 @@ static void close_perf_map(struct run *r, bool failed)
     if (dropped)
         snprintf(rest, sizeof rest, " (without %lu names of code that made room for other code)", dropped);
     if (result)
-        fprintf(stderr, "gnomon: perf's map is not complete (%s): %s: make room there\n", strerror(-result), r->perf.path);
+        fprintf(stderr, "gnomon: perf's map is not complete (%s): %s: make room there\n", strerror(-result),
+                r->perf.path);
     else
         fprintf(stderr, "gnomon: perf's map is %s%s\n", r->perf.path, rest);
 }
