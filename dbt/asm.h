@@ -120,6 +120,11 @@ static inline void a_store_imm32_abs(struct asm_buf *a, unsigned size, uint64_t 
     a_abs(a, 0, addr, 4);
     a32(a, imm);
 }
+static inline void a_inc_abs(struct asm_buf *a, uint64_t addr) // inc qword [addr]: changes flags
+{
+    a_bytes(a, "\x48\xff", 2);
+    a_abs(a, 0, addr, 0);
+}
 static inline void a_load_table(struct asm_buf *a, unsigned dst, uint64_t addr, unsigned index)
 {
     a_rex(a, 8, dst, index, 0, 0);

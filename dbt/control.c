@@ -147,6 +147,13 @@ static void leave_parked(struct translation *t)
         flags_park(t);
 }
 
+// For --stats. The host's flags are free.
+static void count(struct translation *t, uint64_t counter)
+{
+    if (t->d->measured)
+        a_inc_abs(&t->a, counter);
+}
+
 static void leaves_at(const struct translation *t, struct exit *e, enum out_state state)
 {
     e->out = offset_here(t);
@@ -209,8 +216,10 @@ void emit_exit_indirect(struct translation *t)
     if (one(t)) {
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
     } else if (!d->context) {
+        count(t, DBT(t, n.indirects));
         a_jmp_to(a, d->stub_ib_miss);
     } else { // if (tag[rip & 0xffff] == rip) goto *code[...]
+        count(t, DBT(t, n.indirects));
         uint32_t begin = offset_here(t);
         a_movzx16(a, T1, T0);
         a_rex(a, 8, T0, T1, 0, 0);
@@ -280,6 +289,7 @@ static void emit_ret(struct translation *t, struct ginsn *g)
         return;
     }
     leave_parked(t);
+    count(t, DBT(t, n.returns));
     uint32_t begin = offset_here(t);
     a8(a, 0xc3);
     indirect_since(t, begin);

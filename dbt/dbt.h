@@ -51,6 +51,11 @@ extern const uint8_t host_of_guest[16];
 #define KEY_SMAP      0x02000000u
 #define KEY_NOMERGE   0x00400000u // every access has its own check
 
+static inline unsigned key_bits(uint32_t key) // of the code: 16, 32, 64
+{
+    return (key & KEY_CODE_MASK) == KEY_CODE64 ? 64 : key & KEY_CODE32 ? 32 : 16;
+}
+
 struct block;
 
 // The guest's state at the jump of an exit: its target comes next, with flags in the host or parked; or the branch
@@ -179,6 +184,16 @@ struct region {
     uint32_t *blocks;     // [REGION_BLOCKS] low pointers in order of code address, dead ones too
 };
 
+struct trail { // the last ways into translated code through C (struct engine_step)
+    struct {
+        uint64_t rip;
+        uint32_t key, error;
+        uint16_t detail;
+        uint8_t kind;
+    } step[ENGINE_STEPS];
+    uint32_t at; // of the oldest
+};
+
 #define IB_LOG 65536
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
@@ -193,6 +208,7 @@ struct planted { // a breakpoint in translated code (plant.c)
     uint8_t byte; // that belongs there
 };
 
+#define ENTRY_COUNTERS 16 // a power of two
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
@@ -200,11 +216,18 @@ struct dbt_counters {
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t steps, services, segment_checks, faults;
     uint64_t executed; // guest instructions, if they are counted
+    uint64_t indirects, returns, entered[ENTRY_COUNTERS]; // branches and blocks executed, while it is measured
     uint64_t op_count[OP_COUNT];
 };
 
 enum fpu_place { FPU_LIVE, FPU_SAVED, FPU_VECTORS_SAVED /* vectors.c */ };
 enum vector_kind { VECTORS_XMM, VECTORS_YMM, VECTORS_ZMM_K16 /* no AVX512BW */, VECTORS_ZMM };
+
+// Where the sampling signal of --stats found the thread (dbt/measure.c).
+enum sample_place { SAMPLE_TRANSLATED, SAMPLE_HELPERS, SAMPLE_TRANSLATOR, SAMPLE_DEVICES, SAMPLE_ELSEWHERE, SAMPLE_PLACES };
+struct samples {
+    uint64_t count, cpu_ns; // cpu_ns: of the thread, since the sample before each
+};
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
@@ -232,7 +255,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t slow_begin, slow_end;     // stubs that return into a block
     uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
 
-    // code cache: two mappings of one memfd
+    // code cache: two mappings of the same memory
     uint8_t *rw;
     uint64_t rx;
     uint64_t cache_size, cache_stubs;
@@ -289,6 +312,11 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t kick_us[64]; // interrupts by microseconds from kick to handler, the last for 63 and more
     uint64_t kick_cycles_max;
     struct dbt_counters n;
+    struct trail trail;
+    bool measured; // translated code counts, and the timer samples
+    int sample_timer;
+    uint64_t sampled_cpu_ns;
+    struct samples samples[SAMPLE_PLACES];
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;
@@ -296,6 +324,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     void (*trace_event)(struct dbt *d, enum dbt_event event, uint64_t a, uint64_t b);
     FILE *trace_file; // of trace_event()
     bool trace_exc, trace_mmu;
+    FILE *perf_file; // --perf; null when off
+    const char *perf_mark; // begins its lines
 };
 
 // ---- cache.c
@@ -424,6 +454,14 @@ bool plant_is_at(const struct dbt *d, uint64_t at);
 int signal_attach(struct dbt *d);
 void signal_detach(struct dbt *d);
 void signal_kick(struct dbt *d); // any thread
+
+// ---- trace.c, perf.c
+void trace_choose_hook(struct dbt *d); // trace_block is set only where somebody wants blocks
+void perf_print_block(struct dbt *d, const struct block *b);
+
+// ---- measure.c
+void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
+void measure_end(struct dbt *d);
 
 // ---- create.c
 struct dbt_hooks {

@@ -120,6 +120,21 @@ static bool is_unmerged(const struct dbt *d, uint64_t rip)
     return d->unmerged[unmerged_slot(rip)] == rip;
 }
 
+// For --stats. Neighbouring blocks have different counters: blocks take few cycles, so one counter's additions would wait
+// for each other.
+static void count_entry(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    uint64_t counter = DBT(t, n.entered[t->b->code >> 4 & (ENTRY_COUNTERS - 1)]);
+    if (t->flags == FLAGS_DEAD) {
+        a_inc_abs(a, counter);
+        return;
+    }
+    a_load_abs(a, 8, T0, counter);
+    a_lea(a, 8, T0, T0, -1, 1, 1);
+    a_store_abs(a, 8, counter, T0);
+}
+
 static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
@@ -143,6 +158,8 @@ static int emit_block(struct translation *t)
         a_lea(&t->a, 8, T0, T0, -1, 1, (int32_t)t->count);
         a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
     }
+    if (d->measured)
+        count_entry(t);
     for (unsigned i = 0; i < t->count; i++) {
         struct ginsn *g = &t->insn[i];
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;

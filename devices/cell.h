@@ -28,6 +28,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "cpu/engine.h"
 #include "mmu/mem.h"
 
 struct machine;
@@ -120,6 +121,8 @@ struct cell_page {
     uint64_t counters[16]; // the uint64_t of struct machine_counters, as they stand there
     uint32_t figure_count;
     struct cell_figure figure[CELL_FIGURES];
+    uint32_t step_count; // of the engine's trail
+    struct engine_step step[ENGINE_TRAIL];
     uint32_t blob_size;
     uint8_t blob[CELL_BLOB];
 };

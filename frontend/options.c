@@ -381,7 +381,7 @@ const struct option_info run_option_table[] = {
     {"sandbox", "on|off", "confine the processes of the machine (on)", false, false, NULL, set_sandbox},
     {"cell", "on|off", "off: one process runs everything, for debugging; needs --sandbox off", false, false, NULL,
      set_cell},
-    {"perf", "on|off", "write a perf map of translated code", true, false, NULL, set_perf},
+    {"perf", "on|off", "name translated code for perf, in /tmp/perf-PID.map", true, false, NULL, set_perf},
 };
 const size_t run_option_count = sizeof run_option_table / sizeof *run_option_table;
 
@@ -554,8 +554,6 @@ bool run_options_check(const struct run_options *o, char error[ERROR_SIZE])
         line = "the hardware engine is not there yet: --engine: use --engine software";
     else if (o->sandbox && !o->cell)
         line = "no sandbox without a process of its own: --cell off: add --sandbox off";
-    else if (o->perf)
-        line = "perf maps are not there yet: --perf: leave it out";
     else if (o->serial_count == 2 && o->serials[0].kind == CHAR_STDIO && o->serials[1].kind == CHAR_STDIO)
         line = "two ports on one terminal: --serial: send one elsewhere, such as --serial none";
     if (line)

@@ -20,5 +20,5 @@ void trace_close(struct trace *t, bool failed);
 void trace_cpu(struct trace *t, const char *what, uint64_t a, uint64_t b);
 void trace_io(struct trace *t, bool mmio, bool write, uint64_t address, unsigned size, uint64_t value);
 
-// What is printed when the guest crashed (frontend/crash.c): registers, control state, the code around RIP.
-void crash_print(FILE *f, struct vcpu *v, const char *why);
+// What is printed when the guest crashed (frontend/crash.c): registers, control state, the code around RIP, the last blocks.
+void crash_print(FILE *f, struct machine *m, const char *why);

@@ -7,6 +7,7 @@ GUEST is tests/cli/guest.S, MISBEHAVE tests/cli/misbehave.c, built. Every test h
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -157,6 +158,19 @@ class Statuses(unittest.TestCase):
         for word in ("triple fault", "RIP", "CR3", "GDTR", "ud2"):
             self.assertIn(word, result.stderr)
 
+    def test_a_crash_report_shows_the_last_blocks_and_the_calls_under_way(self):
+        reports = [boot("c").stderr, boot("c", "--cell", "off", "--sandbox", "off").stderr]
+        for report in reports:
+            _, blocks = report.split("last blocks, newest first")
+            blocks, calls = blocks.split("calls under way, innermost first")
+            rows = [(int(line.split()[0], 16), line.split("CPL 0  ")[1]) for line in blocks.splitlines()[1:]]
+            fault = int(report.split("\nRIP ")[1].split()[0], 16)
+            self.assertEqual([what.split(",")[0] for _, what in rows[:5]], ["exception 6", "ud", "block", "lidt", "block"])
+            self.assertEqual([rip for rip, _ in rows[:5]], [fault] * 3 + [fault - 7] * 2)
+            self.assertIn(f"last exception 6 error 0 at {fault:016x}", report)
+            # CALL rel32 is 5 bytes, and LIDT follows the second one
+            self.assertEqual([int(line.split()[0], 16) for line in calls.splitlines()[1:]], [fault - 7 - 5, fault - 7 - 10])
+
     def test_triple_fault_may_reset_or_halt(self):
         for what in ("reset", "halt"):
             result = boot("t", "--on-crash", what, "--timeout", "1")
@@ -188,6 +202,45 @@ class Statuses(unittest.TestCase):
     def test_stats_are_one_line_of_json(self):
         result = boot("x", "--stats=json")
         self.assertGreater(json.loads(result.stderr)["time_wall"], 0)
+
+    def test_stats_divide_the_time(self):
+        parts = ("translated", "helpers", "translator", "devices", "idle", "stopped")
+        for what, largest in (("l", "translated"), ("h", "idle")):
+            for more in ((), ("--cell", "off", "--sandbox", "off")):
+                figures = json.loads(boot(what, "--timeout", "0.5", "--stats=json", *more).stderr)
+                wall = figures["time_wall"]
+                self.assertGreater(wall, 400_000_000)
+                self.assertAlmostEqual(sum(figures["time_" + part] for part in parts) / wall, 1, delta=0.02)
+                self.assertGreater(figures["share_" + largest], 0.8, figures)
+                self.assertAlmostEqual(figures["share_" + largest], figures["time_" + largest] / wall, delta=1e-5)
+                self.assertGreater(figures["samples"], 10)
+                cpu = sum(figures["time_cpu_" + part] for part in ("translated", "helpers", "translator", "devices"))
+                self.assertLessEqual(cpu, 1.2 * (figures["time_cpu_user"] + figures["time_cpu_system"]) + 50_000_000)
+                if what == "l":
+                    self.assertGreater(figures["time_cpu_translated"], 0.5 * cpu)
+
+    def test_a_guest_that_polls_a_port_spends_its_time_with_devices_and_helpers(self):
+        figures = json.loads(boot("e", "--timeout", "0.5", "--stats=json").stderr)
+        self.assertGreater(figures["share_devices"] + figures["share_helpers"], 0.6, figures)
+        self.assertGreater(figures["share_devices"], 0.03, figures)
+        self.assertGreater(figures["core_port"], 1000)
+
+    def test_stats_count_links_indirect_branches_and_returns(self):
+        figures = json.loads(boot("i", "--stats=json").stderr)
+        for name, least in (("blocks_entered", 30000), ("chained_jumps", 20000), ("indirect_lookups", 10000), ("returns", 10000)):
+            self.assertGreaterEqual(figures[name], least - 20, name) # links and the first lookups go through C
+            self.assertLess(figures[name], least + 500, name)
+        for rate in ("chain_hit_rate", "indirect_hit_rate", "return_hit_rate"):
+            self.assertGreater(figures[rate], 0.98, rate)
+            self.assertLessEqual(figures[rate], 1, rate)
+
+    def test_stats_as_text_are_grouped_and_aligned(self):
+        lines = boot("i", "--stats").stderr.splitlines()
+        headings = [line for line in lines if line and not line.startswith(" ")]
+        self.assertEqual(headings[:4], ["time on the wall", "processor time, of all processes", "translator", "control flow"])
+        rows = [line for line in lines if line.startswith("  ")]
+        self.assertEqual({line[39:55].strip().replace(".", "").isdigit() for line in rows}, {True}, rows)
+        self.assertRegex("\n".join(lines), r"  time_translator +\d+\.\d{6} s +\d+\.\d\d %\n")
 
     def test_trace_exc_shows_every_step_of_a_triple_fault_and_trace_mmu_none_of_it(self):
         lines = [line for line in boot("t", "--trace", "exc").stderr.splitlines() if line.startswith("exc ")]
@@ -292,6 +345,53 @@ class Sandbox(unittest.TestCase):
             process.terminate()
             self.assertEqual(process.wait(LIMIT_S), 8)
             self.assertTrue(os.path.exists(self.socket))
+
+
+class PerfMap(unittest.TestCase):
+    def test_translated_code_is_named_in_a_file_that_the_last_line_names(self):
+        for more in ((), ("--trace", "code,file=/dev/null"), ("--cell", "off", "--sandbox", "off")):
+            result = boot("x", "--perf", *more)
+            self.assertEqual(result.returncode, 85, result.stderr)
+            path = re.fullmatch(r"gnomon: perf's map is (/tmp/perf-\d+\.map)\n", result.stderr)[1]
+            with open(path) as f:
+                rows = [line.split() for line in f]
+            os.unlink(path)
+            self.assertTrue(any(re.fullmatch("guest_20[0-9a-f]{4}_32_cpl0", name) for _, _, name in rows), rows)
+            self.assertIn("gnomon_stub_sensitive", [name for _, _, name in rows])
+            spans = sorted((int(start, 16), int(size, 16)) for start, size, _ in rows)
+            for (start, size), (following, _) in zip(spans, spans[1:]):
+                self.assertLessEqual(start + size, following)
+
+    def test_without_the_option_there_is_no_file(self):
+        before = {name for name in os.listdir("/tmp") if name.startswith("perf-")}
+        self.assertEqual(boot("x").stderr, "")
+        self.assertEqual(boot("x", "--perf=off").stderr, "")
+        self.assertEqual({name for name in os.listdir("/tmp") if name.startswith("perf-")}, before)
+
+    def test_a_name_that_is_taken_is_a_host_error(self):
+        with tempfile.TemporaryDirectory() as work:
+            for _ in range(5): # others make processes too
+                first = subprocess.Popen(["true"])
+                first.wait()
+                links = [f"/tmp/perf-{first.pid + i}.map" for i in range(1, 2000)]
+                made = []
+                try:
+                    for link in links:
+                        try:
+                            os.symlink(os.path.join(work, "target"), link)
+                            made.append(link)
+                        except FileExistsError:
+                            pass
+                    result = boot("x", "--perf")
+                finally:
+                    for link in made:
+                        os.unlink(link)
+                if result.returncode == 4:
+                    break
+                os.unlink(result.stderr.split()[-1])
+            self.assertEqual(result.returncode, 4)
+            self.assertRegex(result.stderr, r"^gnomon: can't write perf's map \(File exists\): /tmp/perf-\d+\.map: remove what is there\n$")
+            self.assertEqual((os.listdir(work), result.stdout), ([], ""))
 
 
 class BackEnds(unittest.TestCase):
@@ -418,6 +518,8 @@ class OnATerminal(unittest.TestCase):
         terminal.shows(b"this list")
         os.write(terminal.master, b"\x01s")
         terminal.shows(b"time_wall")
+        terminal.shows(b"helper_")
+        self.assertNotIn(b"time_translated", terminal.text) # nothing is measured without --stats
         os.write(terminal.master, b"\x01x")
         self.ends(terminal, 8)
 
