@@ -183,10 +183,16 @@ int stubs_create(struct dbt *d)
     a_store_abs(a, 8, D(target), H_AX);
     a_patch(a, to_check);
     d->tail_begin = asm_here(a);
-    a8(a, 0x83); // cmp dword [requests], 0
-    a_abs(a, 7, (uint64_t)&d->v->requests, 1);
-    a8(a, 0);
+    a_load_abs(a, 4, H_CX, (uint64_t)&d->v->requests);
+    a_bytes(a, "\x85\xc9", 2); // test ecx, ecx
     uint8_t *quiet = a_jcc(a, CC_E);
+    a_alu_imm(a, 4, 7, H_CX, REQ_INTR); // only that, and IF is 0: no hurry
+    uint8_t *due = a_jcc(a, CC_NE);
+    a8(a, 0x80); // cmp byte [iflag], 0
+    a_abs(a, 7, S(iflag), 1);
+    a8(a, 0);
+    uint8_t *masked = a_jcc(a, CC_E);
+    a_patch(a, due);
     d->stub_service = asm_here(a);
     a_load_abs(a, 8, H_SP, D(c_sp));
     call_c(g, run_service);
@@ -196,6 +202,7 @@ int stubs_create(struct dbt *d)
     a8(a, 0);
     a_jcc_to(a, CC_NE, d->stub_service);
     a_patch(a, quiet);
+    a_patch(a, masked);
     load_parked(g);
     load_regs(g);
     a_load_abs(a, 8, H_SP, D(ras_sp));
