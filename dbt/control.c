@@ -68,9 +68,7 @@ static void load_sized(struct translation *t, unsigned size, unsigned dst) // ds
     operand_modrm(t, dst);
 }
 
-enum { PUSH_REG, PUSH_IMM, PUSH_TMP };
-
-static void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
+void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
 {
     struct asm_buf *a = &t->a;
     struct ea ea = stack_ea(t, -(int64_t)size);

@@ -16,6 +16,8 @@ uint32_t flags_read(const struct ginsn *g)
 {
     if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return FL_ARITH;
+    if (g->cls == CLASS_INLINE && g->sens == OP_PUSHF)
+        return FL_ARITH;
     return g->z.cpu_flags ? g->z.cpu_flags->tested & FL_ARITH : 0;
 }
 
@@ -101,7 +103,10 @@ void flags_before(struct translation *t, const struct ginsn *g)
     bool leaves = g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER;
     if (bounce(t) || leaves)
         return; // a bounce carries them itself, and a site parks what is in the host
-    if (flags_read(g) || writes_flags(g)) {
+    if (g->cls == CLASS_INLINE && g->sens == OP_PUSHF) {
+        if (t->flags == FLAGS_HOST)
+            flags_park(t);
+    } else if (flags_read(g) || writes_flags(g)) {
         if (t->flags == FLAGS_PARKED)
             flags_unpark(t);
     } else if (t->flags == FLAGS_HOST && accesses_memory(g) && !merge_all_checked(t)) {

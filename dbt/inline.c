@@ -12,6 +12,7 @@ bool can_inline(const struct translation *t, const struct ginsn *g)
     case OP_STI: return level0;
     case OP_SWAPGS: return level0 && t->code_size == 8;
     case OP_RDTSC: return !(t->key & KEY_TSD);
+    case OP_PUSHF: return !(t->key & KEY_VM) && t->code_size == 8 && g->z.operand_width == 64;
     case OP_STAC:
     case OP_CLAC: return level0 && t->code_size == 8 && t->key & KEY_SMAP;
     default: return false;
@@ -27,6 +28,30 @@ static void emit_rdtsc(struct translation *t)
     a_mov_rr(a, 8, H_DX, H_AX);
     a_bytes(a, "\x48\xc1\xea\x20", 4); // shr rdx, 32
     a_mov_rr(a, 4, H_AX, H_AX);
+}
+
+// The image of RFLAGS, put together from where its bits are; the arithmetic ones are parked. RF and VM read as 0.
+static void emit_pushf(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    const struct { uint64_t at; unsigned bit; } bytes[] = {
+        {DBT(t, parked), 11}, {STATE(t, iflag), 9}, {STATE(t, dflag), 10}, // OF, IF, DF
+    };
+    t->t1_group = -1;
+    a_load_abs(a, 4, T0, STATE(t, rflags));
+    a_alu_imm(a, 4, 4, T0, (int32_t)~(FL_ARITH | FL_RF | FL_VM)); // and
+    a_bytes(a, "\x0f\xb6", 2); // movzx edi, byte: SF ZF AF PF CF as LAHF gives them
+    a_abs(a, T1, DBT(t, parked) + 1, 0);
+    a_bytes(a, "\x09\xfd", 2); // or ebp, edi
+    for (unsigned i = 0; i < sizeof bytes / sizeof bytes[0]; i++) {
+        a_bytes(a, "\x0f\xb6", 2);
+        a_abs(a, T1, bytes[i].at, 0);
+        a_bytes(a, "\xc1\xe7", 2); // shl edi, bit
+        a8(a, bytes[i].bit);
+        a_bytes(a, "\x09\xfd", 2);
+    }
+    a_store_abs(a, 8, DBT(t, tmp), T0);
+    emit_push(t, 8, PUSH_TMP, 0);
 }
 
 static void emit_swapgs(struct translation *t)
@@ -98,6 +123,7 @@ void emit_inline(struct translation *t, struct ginsn *g, bool last)
     case OP_CLI: a_store_imm8_abs(&t->a, STATE(t, iflag), 0); break;
     case OP_STI: emit_sti(t, g, last); break;
     case OP_SWAPGS: emit_swapgs(t); break;
+    case OP_PUSHF: emit_pushf(t); break;
     case OP_STAC:
     case OP_CLAC: emit_ac(t, g); break;
     default: emit_rdtsc(t); break;

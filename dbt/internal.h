@@ -164,6 +164,8 @@ uint32_t flags_killed(const struct ginsn *g);
 
 // ---- control.c
 void emit_control(struct translation *t, struct ginsn *g);
+enum push_kind { PUSH_REG, PUSH_IMM, PUSH_TMP /* dbt->tmp */ };
+void emit_push(struct translation *t, unsigned size, int kind, uint64_t value);
 uint64_t branch_target(const struct translation *t, const struct ginsn *g); // of a direct near branch
 void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
 void emit_exit_indirect(struct translation *t);           // T0 = RIP
