@@ -128,6 +128,11 @@ struct masked { // the operand in the windows (dbt/masked.c)
     bool write, ok[2];
     struct cpu_event event[2]; // of the parts that are not ok
 };
+struct branch { // an indirect near branch that has changed nothing but RIP and RSP
+    uint64_t rip;
+    uint32_t popped; // bytes it has added to RSP
+};
+
 #define MASKED_WINDOWS_SIZE (9 * PAGE_SIZE)
 
 #define CONTEXTS 24 // modes with an indirect-branch table each
@@ -160,6 +165,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t spill_ax, spill_cx, tmp, target;
     uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
     uint32_t slow_info, flags;
+    uint64_t branch;               // struct branch of the one that is looked up
+    uint64_t call_code, call_rip;  // where an indirect CALL goes on once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them
     uint64_t delta[8]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
@@ -171,7 +178,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct masked masked;
 
     // stubs (run addresses)
-    uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
+    uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_call_miss, stub_step,
         stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault;
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
 

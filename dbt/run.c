@@ -53,6 +53,12 @@ static struct block *next_block(struct dbt *d)
     return b;
 }
 
+// Whether a near branch may lead there (SDM 2A, JMP).
+static bool in_code(const struct vcpu *v, uint64_t rip)
+{
+    return cpu_code64(v) ? (uint64_t)((int64_t)(rip << 16) >> 16) == rip : rip <= v->s.seg[SEG_CS].limit;
+}
+
 static uint64_t next_code(struct dbt *d)
 {
     struct vcpu *v = d->v;
@@ -66,7 +72,7 @@ static uint64_t next_code(struct dbt *d)
             return d->context->code[i];
     }
     struct block *b = next_block(d);
-    if (!(b->key & KEY_ONE))
+    if (!(b->key & KEY_ONE) && in_code(v, v->s.rip)) // the code may have run out of its segment
         cache_ib_set(d, b);
     return b->code_parked;
 }
@@ -85,9 +91,22 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
     return b->code_parked;
 }
 
+// The fault is the branch's own.
+_Noreturn static void branch_fault(struct dbt *d)
+{
+    struct vcpu *v = d->v;
+    const struct branch *b = (const struct branch *)d->branch;
+    uint64_t mask = cpu_stack_mask(v), rsp = v->s.gpr[RSP];
+    v->s.rip = b->rip;
+    v->s.gpr[RSP] = (rsp & ~mask) | ((rsp - b->popped) & mask);
+    cpu_throw_error(v, EXC_GP, 0);
+}
+
 uint64_t run_indirect(struct dbt *d, uint64_t rip)
 {
     d->n.ib_misses++;
+    if (!in_code(d->v, rip))
+        branch_fault(d);
     d->v->s.rip = rip;
     return next_code(d);
 }

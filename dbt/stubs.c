@@ -212,6 +212,9 @@ int stubs_create(struct dbt *d)
     d->stub_string = leave_stub(g, run_string, tail);
     d->stub_gather = leave_stub(g, run_gather, tail);
     d->stub_ib_miss = leave_stub(g, run_indirect, tail);
+    d->stub_call_miss = asm_here(a);
+    a_load_abs(a, 8, T0, D(call_rip));
+    a_jmp_to(a, d->stub_ib_miss);
     d->stub_step = step_stub(g, run_step, tail);
     d->stub_commit = step_stub(g, run_commit, tail);
 
