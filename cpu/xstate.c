@@ -687,7 +687,7 @@ static void load_env(struct vcpu *v, const struct insn *in, bool with_registers)
     uint16_t fsw;
     __asm__ volatile("fnstsw %0" : "=m"(fsw));
     if (fsw & FSW_ES) // these wait for pending exceptions first
-        cpu_throw(v, EXC_MF);
+        cpu_x87_error(v);
     uint8_t image[ENV32 + STACK_BYTES], from[ENV32 + STACK_BYTES];
     unsigned env = env_size(in), size = env + (with_registers ? STACK_BYTES : 0);
     touch_ends(v, in, cpu_effective_address(v, in), size, false);
@@ -699,6 +699,7 @@ static void load_env(struct vcpu *v, const struct insn *in, bool with_registers)
     } else {
         __asm__ volatile("fldenv (%0)" : : "r"(image) : "memory");
     }
+    v->x87_hidden = 0; // the status word is another
     advance(v, in);
 }
 

@@ -126,6 +126,8 @@ uint64_t run_step(struct dbt *d, uint64_t rip)
     d->n.steps++;
     v->s.rip = rip;
     d->force = 0;
+    if (__builtin_expect(v->ignne, 0))
+        cpu_x87_ignored(v);
     v->s.shadow &= SHADOW_NMI;
     v->s.rflags &= ~(uint64_t)FL_RF;
     debug_traps(v, v->s.rflags & FL_TF);
@@ -159,6 +161,8 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     bool tf = v->s.rflags & FL_TF;
     uint8_t shadow = v->s.shadow;
     insn_table[s->in.op](v, &s->in);
+    if (__builtin_expect(v->ignne, 0))
+        cpu_x87_ignored(v);
     if (__builtin_expect(shadow & (SHADOW_STI | SHADOW_MOV_SS), 0))
         v->s.shadow &= (uint8_t)~(shadow & (SHADOW_STI | SHADOW_MOV_SS)); // it covered this instruction only
     if (!v->watch_code || s->in.op != OP_IRET) // else it is for the instruction returned to
@@ -246,7 +250,7 @@ static void check_x87(struct dbt *d)
         return;
     __asm__ volatile("fnstsw %0" : "=a"(fsw));
     if (fsw & 0x80) // ES
-        cpu_throw(d->v, EXC_MF);
+        cpu_x87_error(d->v);
 }
 
 // The range of a group of accesses: usable as a whole, or the block runs without groups.
@@ -367,6 +371,11 @@ _Noreturn void run_fault(struct dbt *d)
         cpu_throw_error(d->v, vector, 0);
     if (vector == EXC_PF) // masked_fault() has made the event
         leave(d);
+    if (vector == EXC_MF) { // and if it is to be ignored, once more
+        cpu_x87_error(d->v);
+        d->restart = 1;
+        leave(d);
+    }
     cpu_throw(d->v, vector);
 }
 
@@ -451,6 +460,8 @@ static enum engine_stop software_run(struct vcpu *v)
         ((void (*)(uint64_t))d->stub_enter)(code);
         __builtin_unreachable();
     }
+    if (d->v->x87_hidden)
+        cpu_x87_unhide(d->v);
     fpu_out(d);
     return (enum engine_stop)(d->stop - 1);
 }

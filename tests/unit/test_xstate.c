@@ -558,6 +558,7 @@ static void fnsave_resets_and_frstor_brings_back(void **state)
     assert_int_equal(run_at(w, OP_FLDENV, 4, AREA), -1);
     assert_int_equal(image(w)[1], 2);
     set_pointers(w, 0, 0);
+    w->v->s.cr0 |= CR0_NE;
     assert_int_equal(run_at(w, OP_FLDENV, 4, AREA), EXC_MF);
     w->v->s.cr0 |= CR0_TS;
     assert_int_equal(run_at(w, OP_FLDENV, 4, AREA), EXC_NM);
