@@ -165,6 +165,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t spill_ax, spill_cx, tmp, target;
     uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
     uint32_t slow_info, flags;
+    uint64_t borrowed;             // with KEY_AC: 1 + host register whose value is in tmp while the instruction runs; 0: none
     uint64_t branch;               // struct branch of the one that is looked up
     uint64_t call_code, call_rip;  // where an indirect CALL goes on once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them

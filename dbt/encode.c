@@ -455,6 +455,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
                 scratch_host[s] = (uint8_t)free_host(g, &e, taken);
                 borrowed[s] = true;
                 a_store_abs(a, 8, DBT(t, tmp), scratch_host[s]);
+                if (t->key & KEY_AC) // the instruction itself may fault
+                    a_store_imm32_abs(a, 8, DBT(t, borrowed), scratch_host[s] + 1u);
             }
             taken |= 1u << scratch_host[s];
             if (scratch_host[s] == T1)
@@ -475,7 +477,10 @@ void emit_plain(struct translation *t, struct ginsn *g)
     for (unsigned s = 0; s < scratches; s++) {
         if (scratch_write[s])
             store_guest(t, scratch_guest[s], scratch_host[s]);
-        if (borrowed[s])
+        if (borrowed[s]) {
             a_load_abs(a, 8, scratch_host[s], DBT(t, tmp));
+            if (t->key & KEY_AC)
+                a_store_imm32_abs(a, 8, DBT(t, borrowed), 0);
+        }
     }
 }

@@ -27,9 +27,12 @@ static bool in_blocks(const struct dbt *d, uint64_t rip)
     return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_used;
 }
 
-static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked)
+static void take_state(struct dbt *d, greg_t *r, uint64_t rip, bool parked)
 {
     struct cpu_state *s = &d->v->s;
+    if (d->borrowed)
+        r[greg_of_host[d->borrowed - 1]] = (greg_t)d->tmp;
+    d->borrowed = 0;
     for (unsigned g = 0; g < 16; g++)
         if (host_of_guest[g] != HOMED)
             s->gpr[g] = (uint64_t)r[greg_of_host[host_of_guest[g]]];
