@@ -41,8 +41,9 @@ struct vcpu_listener {
     // Bytes [gpa, gpa+len) of a page traced for code were written (by guest or device).
     void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
     // Guest RIP for an instruction pointer of the host's x87 unit that lies in translated code; any other is returned
-    // as it is. May be null: such pointers then show as 0.
-    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+    // as it is. *fop becomes the guest's opcode, which translated code may encode otherwise. May be null: such pointers
+    // then show as 0.
+    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip, uint16_t *fop);
     // v->event is about to be delivered at v->s.rip: an interrupt from outside, or an exception or INT n. May be null. The
     // guest's vector registers are live.
     void (*delivering)(void *opaque, bool external);
@@ -86,6 +87,10 @@ struct vcpu {
     // Breakpoints by number, as cpu_debug_update() found them: armed on code, on data, on ports; and those hit by the
     // instruction being executed, which become a trap when it has completed.
     uint8_t watch_code, watch_data, watch_io, debug_hits;
+    uint64_t x87_fip; // x87 instruction pointer that the guest loaded last: may look like one of translated code
+    // With x87_exact, the guest's x87 data pointer as far as translated code and loads have set it; else 0.
+    bool x87_exact;
+    uint64_t x87_fdp;
     void *engine;       // private to the engine
 };
 

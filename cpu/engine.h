@@ -38,8 +38,9 @@ void engine_software_trace_code(struct vcpu *v, FILE *out);
 void engine_software_trace_events(struct vcpu *v, FILE *out, bool exc, bool mmu);
 // Calls emit() for each of the engine's counters.
 void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
-// Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them; costs
-// speed (docs/decisions/002-dead-flags.md). Before the first run.
+// Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them, and x87
+// images the last operand's address; costs speed (docs/decisions/002-dead-flags.md, 007-x87-pointers.md). Before the first
+// run.
 void engine_software_exact_flags(struct vcpu *v, bool exact);
 // Counts the guest instructions executed, by blocks entered, as guest_instructions_executed; costs speed. Before the first
 // run, or before any block was made.

@@ -355,7 +355,7 @@ struct dbt_hooks {
     void (*tlb_flushed)(void *opaque, bool global);
     void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
     void (*code_traced)(void *opaque, uint64_t gpa);
-    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip, uint16_t *fop);
 };
 int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks); // 0 or -errno
 void dbt_destroy(struct vcpu *v);

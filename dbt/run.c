@@ -538,14 +538,54 @@ static void on_code_traced(void *opaque, uint64_t gpa)
     mmu_drop_writable(d->v, gpa);
 }
 
+static bool is_prefix(const struct block *b, uint8_t byte)
+{
+    switch (byte) {
+    case 0x26: case 0x2e: case 0x36: case 0x3e: case 0x64: case 0x65: case 0x66: case 0x67: case 0xf0: case 0xf2: case 0xf3:
+        return true;
+    default: return (b->key & KEY_CODE_MASK) == KEY_CODE64 && (byte & 0xf0) == 0x40;
+    }
+}
+
+// FOP (SDM 1 8.1.9) of the instruction at this offset of the block, from the guest's memory: as long as the block lives,
+// its bytes are there. Of others *fop stays as it is.
+static void guest_opcode(const struct dbt *d, const struct block *b, uint32_t offset, uint16_t *fop)
+{
+    uint8_t byte[2] = {0};
+    for (unsigned i = 0; i < 15; i++, offset++) {
+        const struct range *r = &b->range[0];
+        uint32_t at = offset;
+        if (b->straddles && at >= r->len) {
+            at -= r->len;
+            r++;
+        }
+        struct mem_slot slot = mem_find(d->v->mem, r->gpa + at);
+        if (slot.kind != MEM_RAM && slot.kind != MEM_ROM)
+            return;
+        byte[0] = byte[1];
+        byte[1] = *slot.host;
+        if ((byte[0] & 0xf8) == 0xd8) {
+            *fop = (uint16_t)((byte[0] & 7) << 8 | byte[1]);
+            return;
+        }
+        if ((byte[1] & 0xf8) != 0xd8 && !is_prefix(b, byte[1]))
+            return;
+    }
+}
+
 // x87 images hold the address of the last x87 instruction: one of ours, or one the guest loaded itself.
-static uint64_t on_fip(void *opaque, uint64_t fip)
+static uint64_t on_fip(void *opaque, uint64_t fip, uint16_t *fop)
 {
     struct dbt *d = opaque;
     uint64_t rip;
     bool start;
-    struct block *b = fip >= d->rx + d->cache_stubs && fip < d->rx + d->cache_used ? cache_block_at(d, fip) : NULL;
-    return b && cache_guest_rip(b, fip, &rip, &start) ? rip : fip;
+    if (fip < d->rx || fip >= d->rx + d->cache_used)
+        return fip;
+    struct block *b = cache_block_at(d, fip);
+    if (!b || !cache_guest_rip(b, fip, &rip, &start))
+        return 0; // gone
+    guest_opcode(d, b, (uint32_t)(rip - b->rip), fop);
+    return rip;
 }
 
 static int software_attach(struct vcpu *v)

@@ -130,7 +130,7 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
 void engine_software_exact_flags(struct vcpu *v, bool exact)
 {
     struct dbt *d = v->engine;
-    d->exact_flags = exact;
+    d->exact_flags = v->x87_exact = exact;
 }
 
 void engine_software_count_executed(struct vcpu *v, bool count)
