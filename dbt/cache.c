@@ -1,103 +1,7 @@
-// The translation cache: code in one memfd mapped twice (writable, executable), blocks and their parts in an arena
-// below 2 GiB, a hash by RIP, lists by guest page for invalidation, and the links between blocks.
-//
-// Eviction is all or nothing: when code or arena run out everything is dropped and the guest's hot code comes back at
-// the cost of translating it once more. Dropping touches only tables, never code.
-#include <sys/mman.h>
-#include <unistd.h>
+// Finding, linking and discarding blocks: a hash by RIP, lists by guest page, and the links between blocks. The memory they
+// lie in is dbt/region.c's.
 #include <errno.h>
 #include "dbt/dbt.h"
-
-#define CODE_SIZE  (64u << 20)
-#define ARENA_SIZE (96u << 20)
-#define HASH_SIZE  (1u << 17)
-#define MAX_BLOCKS (1u << 20)
-
-void *map_low(size_t size, int fd, int prot)
-{
-    // below 2 GiB, wherever the process has nothing yet
-    for (uint64_t at = 0x24000000; at + size < 0x7f000000; at += 0x1000000) {
-        int flags = MAP_FIXED_NOREPLACE | MAP_NORESERVE | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
-        void *p = mmap((void *)at, size, prot, flags, fd, 0);
-        if (p == (void *)at)
-            return p;
-        if (p != MAP_FAILED)
-            munmap(p, size);
-    }
-    return NULL;
-}
-
-static void *map_any(size_t size)
-{
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-int cache_create(struct dbt *d)
-{
-    int fd = memfd_create("gnomon-code", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, CODE_SIZE) < 0)
-        return -errno;
-    d->cache_size = CODE_SIZE;
-    d->rw = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    d->rx = (uint64_t)map_low(CODE_SIZE, fd, PROT_READ | PROT_EXEC);
-    close(fd);
-    d->arena = map_low(ARENA_SIZE, -1, PROT_READ | PROT_WRITE);
-    if (d->arena)
-        madvise(d->arena, ARENA_SIZE, MADV_HUGEPAGE); // touched from end to end: one page fault instead of 512
-    d->arena_size = ARENA_SIZE;
-    d->slots = map_low(SLOT_COUNT * 8, -1, PROT_READ | PROT_WRITE);
-    d->blocks = map_any(MAX_BLOCKS * sizeof d->blocks[0]);
-    d->block_max = MAX_BLOCKS;
-    d->hash = map_any(HASH_SIZE * sizeof d->hash[0]);
-    d->hash_mask = HASH_SIZE - 1;
-    for (unsigned g = 0; g < 2; g++) {
-        d->far_log[g] = map_any(SLOT_COUNT * sizeof d->far_log[g][0]);
-        d->ib_log[g] = map_any(IB_LOG * sizeof d->ib_log[g][0]);
-        if (!d->far_log[g] || !d->ib_log[g])
-            return -ENOMEM;
-    }
-    d->page_count = d->v->mem->ram_size >> PAGE_SHIFT;
-    d->pages = map_any(d->page_count * sizeof d->pages[0]);
-    for (unsigned i = 0; i < CONTEXTS; i++) {
-        struct context *c = &d->contexts[i];
-        c->tag = map_low(65536 * 16, -1, PROT_READ | PROT_WRITE);
-        if (!c->tag)
-            return -ENOMEM;
-        c->code = c->tag + 65536;
-        c->tag[0] = 1; // an entry that no RIP with these low bits matches
-    }
-    if (d->rw == MAP_FAILED || !d->rx || !d->arena || !d->slots || !d->blocks || !d->hash || !d->pages)
-        return -ENOMEM;
-    return 0;
-}
-
-void cache_destroy(struct dbt *d)
-{
-    munmap(d->rw, d->cache_size);
-    munmap((void *)d->rx, d->cache_size);
-    for (unsigned g = 0; g < 2; g++) {
-        munmap(d->far_log[g], SLOT_COUNT * sizeof d->far_log[g][0]);
-        munmap(d->ib_log[g], IB_LOG * sizeof d->ib_log[g][0]);
-    }
-    munmap(d->arena, d->arena_size);
-    munmap(d->slots, SLOT_COUNT * 8);
-    munmap(d->blocks, MAX_BLOCKS * sizeof d->blocks[0]);
-    munmap(d->hash, HASH_SIZE * sizeof d->hash[0]);
-    munmap(d->pages, d->page_count * sizeof d->pages[0]);
-    for (unsigned i = 0; i < CONTEXTS; i++)
-        munmap(d->contexts[i].tag, 65536 * 16);
-}
-
-void *arena_alloc(struct dbt *d, size_t n)
-{
-    n = (n + 15) & ~15ull;
-    if (n > d->arena_size - d->arena_used)
-        return NULL;
-    void *p = d->arena + d->arena_used;
-    d->arena_used += n;
-    return p;
-}
 
 static uint32_t hash_of(const struct dbt *d, uint64_t rip, uint32_t key)
 {
@@ -105,7 +9,7 @@ static uint32_t hash_of(const struct dbt *d, uint64_t rip, uint32_t key)
     return (uint32_t)(h >> 40) & d->hash_mask;
 }
 
-static void ib_clear(struct dbt *d, unsigned global)
+void cache_ib_clear(struct dbt *d, bool global)
 {
     uint32_t n = d->ib_count[global];
     if (n < IB_LOG) {
@@ -131,12 +35,13 @@ static void unlink_exit(struct dbt *d, struct exit *e)
         int32_t rel = (int32_t)(e->cold - (e->site + 4));
         __builtin_memcpy(d->rw + (e->site - d->rx), &rel, 4);
     }
-    struct exit **p = &e->to->incoming;
-    while (*p && *p != e)
-        p = &(*p)->incoming_next;
-    if (*p)
-        *p = e->incoming_next;
-    e->to = NULL;
+    if (e->incoming_next)
+        LOW(struct exit, e->incoming_next)->incoming_prev = e->incoming_prev;
+    if (e->incoming_prev)
+        LOW(struct exit, e->incoming_prev)->incoming_next = e->incoming_next;
+    else
+        LOW(struct block, e->to)->incoming = e->incoming_next;
+    e->to = e->incoming_next = e->incoming_prev = 0;
 }
 
 // After a flush of the guest's TLB: jumps to other pages must look again where they lead.
@@ -149,35 +54,9 @@ void cache_forget_far(struct dbt *d, bool global)
         }
         d->n.far_resets += d->far_count[g];
         d->far_count[g] = 0;
-        ib_clear(d, g);
+        cache_ib_clear(d, g);
     }
     ras_reset(d);
-}
-
-void cache_flush(struct dbt *d)
-{
-    d->n.flushes++;
-    for (uint32_t i = 0; i < d->block_count; i++) {
-        struct block *b = d->blocks[i];
-        for (unsigned r = 0; r < b->range_count; r++) {
-            struct mem_slot s = mem_find(d->v->mem, b->range[r].gpa);
-            if (s.kind != MEM_RAM || !d->pages[s.ram_page])
-                continue;
-            d->pages[s.ram_page] = NULL;
-            mem_trace_clear(d->v->mem, b->range[r].gpa, TRACE_CODE);
-        }
-    }
-    for (uint32_t i = 0; i <= d->hash_mask; i++)
-        d->hash[i] = NULL;
-    for (unsigned g = 0; g < 2; g++) {
-        ib_clear(d, g);
-        d->far_count[g] = 0;
-    }
-    ras_reset(d);
-    d->block_count = 0;
-    d->cache_used = d->cache_stubs;
-    d->arena_used = 0;
-    d->slot_used = 0;
 }
 
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key)
@@ -201,7 +80,7 @@ struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key
 
 int cache_insert(struct dbt *d, struct block *b)
 {
-    if (d->block_count == d->block_max)
+    if (cache_block_add(d, b) < 0)
         return -ENOSPC;
     for (unsigned r = 0; r < b->range_count; r++) {
         struct mem_slot s = mem_find(d->v->mem, b->range[r].gpa);
@@ -213,8 +92,10 @@ int cache_insert(struct dbt *d, struct block *b)
         if (there)
             continue;
         struct page_link *l = arena_alloc(d, sizeof *l);
-        if (!l)
+        if (!l) {
+            b->dead = 1; // some pages' lists have it: it goes with its region
             return -ENOSPC;
+        }
         l->block = b;
         l->next = d->pages[s.ram_page];
         d->pages[s.ram_page] = l;
@@ -223,26 +104,24 @@ int cache_insert(struct dbt *d, struct block *b)
     struct block **h = &d->hash[hash_of(d, b->rip, b->key)];
     b->hash_next = *h;
     *h = b;
-    d->blocks[d->block_count++] = b;
     return 0;
 }
 
-static void kill_block(struct dbt *d, struct block *b)
+void cache_kill(struct dbt *d, struct block *b)
 {
     b->dead = 1;
-    d->n.invalidations++;
     for (struct block **p = &d->hash[hash_of(d, b->rip, b->key)]; *p; p = &(*p)->hash_next)
         if (*p == b) {
             *p = b->hash_next;
             break;
         }
     while (b->incoming)
-        unlink_exit(d, b->incoming);
+        unlink_exit(d, LOW(struct exit, b->incoming));
     for (unsigned i = 0; i < b->exit_count; i++)
         unlink_exit(d, &b->exits[i]);
     for (unsigned c = 0; c < d->context_count; c++) {
         unsigned i = b->rip & 0xffff;
-        if (d->contexts[c].code[i] == b->code_parked)
+        if (d->contexts[c].key == b->key && d->contexts[c].code[i] == b->code_parked)
             d->contexts[c].tag[i] = i == 0;
     }
 }
@@ -267,14 +146,15 @@ void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len)
         if (b->dead) {
             *p = (*p)->next;
         } else if (overlaps(b, gpa, len)) {
-            kill_block(d, b);
+            cache_kill(d, b);
+            d->n.invalidations++;
             killed = true;
             *p = (*p)->next;
         } else {
             p = &(*p)->next;
         }
     }
-    if (!d->pages[s.ram_page])
+    if (!d->pages[s.ram_page] && !killed) // the code written here may come back: the next write tells
         mem_trace_clear(d->v->mem, gpa, TRACE_CODE);
     if (killed)
         ras_reset(d); // host return addresses may lead into what was discarded
@@ -284,24 +164,8 @@ void cache_unmerge(struct dbt *d, struct block *b)
 {
     d->unmerged[unmerged_slot(b->rip)] = b->rip;
     if (!b->dead)
-        kill_block(d, b);
+        cache_kill(d, b);
     ras_reset(d);
-}
-
-struct block *cache_block_at(struct dbt *d, uint64_t at)
-{
-    uint32_t lo = 0, hi = d->block_count;
-    while (lo < hi) {
-        uint32_t mid = (lo + hi) / 2;
-        if (d->blocks[mid]->code <= at)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    if (!lo)
-        return NULL;
-    struct block *b = d->blocks[lo - 1];
-    return at < (uint64_t)b->code + b->code_len ? b : NULL;
 }
 
 const struct map_entry *cache_map(const struct block *b, uint64_t at)
@@ -334,24 +198,28 @@ bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *ri
 
 void cache_link(struct dbt *d, struct exit *e, struct block *to)
 {
-    if (e->to || e->from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || to->key != e->key)
+    struct block *from = exit_block(e);
+    if (e->to || from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || to->key != e->key)
         return;
     if (e->kind == EXIT_FAR) {
         if (!e->logged) {
-            unsigned g = e->from->global && to->global;
+            unsigned g = from->global && to->global;
             d->far_log[g][d->far_count[g]++] = e;
             e->logged = 1;
         }
         *(uint64_t *)(uint64_t)e->site = to->code_parked;
     } else {
-        if ((e->from->gpa ^ to->gpa) >> PAGE_SHIFT)
+        if ((from->gpa ^ to->gpa) >> PAGE_SHIFT)
             return;
         int32_t rel = (int32_t)(to->code - (e->site + 4));
         __builtin_memcpy(d->rw + (e->site - d->rx), &rel, 4);
     }
-    e->to = to;
+    e->to = (uint32_t)(uint64_t)to;
     e->incoming_next = to->incoming;
-    to->incoming = e;
+    e->incoming_prev = 0;
+    if (to->incoming)
+        LOW(struct exit, to->incoming)->incoming_prev = (uint32_t)(uint64_t)e;
+    to->incoming = (uint32_t)(uint64_t)e;
 }
 
 void cache_ib_set(struct dbt *d, struct block *b)

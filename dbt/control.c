@@ -136,15 +136,27 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     struct dbt *d = t->d;
     struct block *b = t->b;
     bool leaves = far(t, rip);
-    if (leaves && d->slot_used == SLOT_COUNT)
-        t->a.overflow = 1; // no slot left: flush and start again
     if (b->exit_count == 2 || t->a.overflow)
         return NULL;
-    struct exit *e = &b->exits[b->exit_count++];
-    *e = (struct exit){.target = rip, .from = b, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE};
-    if (leaves)
-        e->site = (uint32_t)(uint64_t)&d->slots[d->slot_used++];
+    uint64_t *slot = leaves ? cache_slot(d) : NULL;
+    if (leaves && !slot) {
+        t->a.overflow = 1; // start again in the next region
+        return NULL;
+    }
+    struct exit *e = &b->exits[b->exit_count];
+    *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE,
+                       .site = (uint32_t)(uint64_t)slot, .index = b->exit_count++};
     return e;
+}
+
+static uint32_t offset_here(const struct translation *t) { return (uint32_t)(asm_here(&t->a) - t->b->code); }
+
+// From there to here a kick may leave: RIP is in T0.
+static void indirect_since(struct translation *t, uint32_t begin)
+{
+    struct block *b = t->b;
+    if (b->indirect_count < sizeof b->indirect / sizeof b->indirect[0])
+        b->indirect[b->indirect_count++] = (struct span){begin, offset_here(t)};
 }
 
 // Exits other than to the same page leave with live flags parked.
@@ -152,6 +164,12 @@ static void leave_parked(struct translation *t)
 {
     if (t->flags == FLAGS_HOST)
         flags_park(t);
+}
+
+static void leaves_at(const struct translation *t, struct exit *e, enum out_state state)
+{
+    e->out = offset_here(t);
+    e->at_out = (uint8_t)state;
 }
 
 void emit_exit_to(struct translation *t, uint64_t rip)
@@ -168,12 +186,14 @@ void emit_exit_to(struct translation *t, uint64_t rip)
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
     } else if (e->kind == EXIT_FAR) {
         leave_parked(t);
+        leaves_at(t, e, OUT_PARKED);
         a8(a, 0xff); // jmp [slot]
         a_abs(a, 4, e->site, 0);
         cold_add(t, COLD_EXIT, 0, false, NULL)->exit = e;
     } else {
         if (t->flags == FLAGS_PARKED)
             flags_unpark(t);
+        leaves_at(t, e, OUT_HOST);
         uint8_t *site = a_jmp(a);
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
@@ -185,9 +205,12 @@ void emit_exit_to(struct translation *t, uint64_t rip)
 static void emit_exit_if(struct translation *t, unsigned cc, uint64_t rip)
 {
     struct asm_buf *a = &t->a;
+    uint32_t out = offset_here(t);
     uint8_t *site = a_jcc(a, cc);
     struct exit *e = one(t) || far(t, rip & t->rip_mask) ? NULL : new_exit(t, rip & t->rip_mask);
     if (e) {
+        e->out = out;
+        e->at_out = OUT_BRANCH;
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
         return;
@@ -268,9 +291,11 @@ static void emit_jump_indirect(struct translation *t, struct ginsn *g)
         return;
     }
     if (d->context) { // if (tag[rip & 0xffff] == rip) goto *code[...]
+        uint32_t begin = offset_here(t);
         uint8_t *miss = emit_lookup(t);
         a8(a, 0xff);
         a_table(a, 4, (uint64_t)d->context->code, T1);
+        indirect_since(t, begin);
         a_patch(a, miss);
     }
     emit_branch_id(t, g, 0);
@@ -291,6 +316,7 @@ static void emit_landing(struct translation *t, struct ginsn *g)
     a8(a, 0xe8);
     a32(a, 0);
     // landing: T0 is the RIP the guest's RET popped, flags are parked
+    uint32_t landing = offset_here(t);
     if ((int64_t)next == (int32_t)next) {
         a_rex(a, 8, 0, 0, T0, 0);
         a8(a, 0x81);
@@ -303,6 +329,7 @@ static void emit_landing(struct translation *t, struct ginsn *g)
         a_modrm(a, 3, T1, T0);
     }
     a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
+    indirect_since(t, landing);
     t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
     t->flags = flags;
@@ -324,7 +351,9 @@ static void emit_ret(struct translation *t, struct ginsn *g)
         return;
     }
     emit_branch_id(t, g, size + (uint32_t)extra);
+    uint32_t begin = offset_here(t);
     a8(a, 0xc3);
+    indirect_since(t, begin);
     t->ended = true;
 }
 
@@ -450,35 +479,28 @@ static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
 static void emit_call_indirect(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    struct dbt *d = t->d;
-    unsigned size = branch_size(t, g);
-    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    uint8_t *miss = NULL, *good = NULL;
     emit_load_target(t, g);
     if (one(t)) {
         emit_check_target(t, g);
-        a_store_abs(a, 8, DBT(t, call_rip), T0);
-        emit_push(t, size, PUSH_IMM, next);
+    } else if (may_leave_code(t, branch_size(t, g))) {
         leave_parked(t);
-        a_load_abs(a, 8, T0, DBT(t, call_rip));
-        emit_jump_indirect(t, g);
-        return;
+        miss = t->d->context ? emit_lookup(t) : a_jmp(a);
+        good = a->p;
     }
-    leave_parked(t);
-    uint8_t *miss = d->context ? emit_lookup(t) : a_jmp(a);
-    if (d->context)
-        a_load_table(a, T1, (uint64_t)d->context->code, T1);
-    uint8_t *pushes = a->p;
-    a_store_abs(a, 8, DBT(t, call_code), T1);
-    emit_push(t, size, PUSH_IMM, next);
-    emit_landing(t, g);
-    a8(a, 0xff); // jmp [call_code]
-    a_abs(a, 4, DBT(t, call_code), 0);
-    a_patch(a, miss);
     a_store_abs(a, 8, DBT(t, call_rip), T0);
-    emit_check_target(t, g);
-    a_mov_imm(a, T1, d->stub_call_miss);
-    a_jmp_to(a, (uint64_t)(pushes + a->to_run));
-    t->ended = true;
+    emit_push(t, branch_size(t, g), PUSH_IMM, (g->rip + g->z.length) & t->rip_mask);
+    leave_parked(t);
+    a_load_abs(a, 8, T0, DBT(t, call_rip));
+    if (!one(t))
+        emit_landing(t, g);
+    emit_jump_indirect(t, g);
+    if (miss) {
+        a_patch(a, miss);
+        emit_check_target(t, g);
+        a_jmp_to(a, (uint64_t)(good + a->to_run));
+        t->ended = true;
+    }
 }
 
 static void emit_push_insn(struct translation *t, struct ginsn *g)
@@ -708,6 +730,11 @@ void emit_control(struct translation *t, struct ginsn *g)
             else
                 a_lea(a, size, h, host_reg((unsigned)ea.base), ea.index < 0 ? -1 : (int)host_reg((unsigned)ea.index),
                       ea.scale, (int32_t)ea.disp);
+            break;
+        }
+        if (ea.base < 0 && ea.index < 0 && h != HOMED && size >= 4) {
+            uint64_t value = (uint64_t)ea.disp & (ea.addr_size == 8 ? ~0ull : ea.addr_size == 4 ? 0xffffffffull : 0xffffull);
+            a_mov_imm(a, h, size == 4 ? (uint32_t)value : value);
             break;
         }
         mem_offset(t, &ea);

@@ -24,6 +24,14 @@ static bool host_is_amd(void)
     return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && (ebx == signature_AMD_ebx || ebx == 0x6f677948); // Auth…, Hygo…
 }
 
+static enum vector_kind guest_vectors(const struct cpu_model *m)
+{
+    uint32_t eax, ebx = 0, ecx, edx;
+    if ((m->fpu_mask & 0xe0) == 0xe0)
+        return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ebx & bit_AVX512BW ? VECTORS_ZMM : VECTORS_ZMM_K16;
+    return m->fpu_mask & 4 ? VECTORS_YMM : VECTORS_XMM;
+}
+
 int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
 {
     struct dbt *d = map_low(sizeof *d, -1, PROT_READ | PROT_WRITE);
@@ -44,6 +52,7 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
     features_init(d->tr, v->model);
     d->tr->sha_unaligned = host_is_amd();
     gather_layout(&d->layout);
+    d->vector_kind = guest_vectors(v->model);
     d->key_gen = v->mode_gen - 1;
     v->engine = d;
     v->listener.page_flushed = hooks->page_flushed;

@@ -4,11 +4,12 @@
 //   host RSP            our return stack (predictions of guest RETs), never the guest's
 //   host RBP = T0       scratch: linear address, then offset in page
 //   host RDI = T1       scratch: TLB index, then host page
-//   guest RSP -> R12, RBP -> R13, RDI -> R14, R12 -> R11, R13 -> R15
-//   guest R11, R14, R15 in memory (struct cpu_state)
+//   guest RSP -> R12, RBP -> R13, RDI -> R14, R12 -> R11, R13 -> R15, R14 -> R9, R15 -> R10
+//   guest R9, R10, R11 in memory (struct cpu_state)
 //   everything else, flags, x87/SSE/AVX: the same register in the host
 #pragma once
 #include <setjmp.h>
+#include <stddef.h>
 #include <Zydis/Zydis.h>
 #include "cpu/cpu.h"
 #include "cpu/engine.h"
@@ -53,17 +54,24 @@ extern const uint8_t host_of_guest[16];
 
 struct block;
 
+// The guest's state at the jump of an exit: its target comes next, with flags in the host or parked; or the branch
+// itself does, because the jump is a condition's.
+enum out_state { OUT_HOST, OUT_PARKED, OUT_BRANCH };
+
 enum exit_kind { EXIT_NEAR /* same page: a patched rel32 */, EXIT_FAR /* other page: a slot, reset by TLB flushes */ };
 
+// Blocks and what belongs to them lie below 2 GiB: they refer to each other by low pointers, 0 for null.
+#define LOW(type, p) ((type *)(uint64_t)(p))
+
 struct exit { // a direct exit of a block
-    uint64_t target;         // RIP
-    struct block *from, *to; // to: linked block, or null
-    struct exit *incoming_next;
-    uint32_t key;            // of the block it leads to
-    uint32_t cold;           // run address of its unlinked code
-    uint32_t site;           // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
-    uint8_t kind;
-    uint8_t logged;
+    uint64_t target;                            // RIP
+    uint32_t to;                                // low pointer to the linked block
+    uint32_t incoming_next, incoming_prev;      // low pointers: the other exits linked to it
+    uint32_t key;                               // of the block it leads to
+    uint32_t cold;                              // run address of its unlinked code
+    uint32_t site;                              // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
+    uint32_t out;                               // offset of the jump in the block's code
+    uint8_t kind, at_out, logged, index;        // enum exit_kind, enum out_state; which of its block's exits it is
 };
 
 struct map_entry { // start of a guest instruction
@@ -73,19 +81,22 @@ struct map_entry { // start of a guest instruction
     uint8_t parked; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
 };
 
+struct span { // host code during which the guest's RIP is in T0 and its flags are parked
+    uint32_t begin, end; // offsets in the block's code
+};
+
 struct page_link {
     struct block *block;
     struct page_link *next;
 };
 
 struct range {
-    uint64_t gpa;
-    uint32_t len;
+    uint64_t gpa : 48, len : 16;
 };
 
 struct block {
-    uint64_t rip, gpa, cs_base;
-    uint32_t key, cs_limit;
+    uint64_t rip, gpa;
+    uint32_t cs_base, key, cs_limit;
     uint32_t code, code_len; // run address, bytes
     uint32_t code_parked;    // the way in with flags parked
     uint16_t guest_len, insn_count;
@@ -94,12 +105,14 @@ struct block {
     uint8_t group_misses;
     uint8_t global;          // mapped global when translated
     uint8_t straddles;       // its one instruction lies in two pages
+    uint32_t incoming;       // low pointer to the linked exits into this block
     struct map_entry *map;
     struct block *hash_next;
-    struct exit *incoming;   // linked exits into this block
     struct exit exits[2];
     uint8_t exit_count;
     uint8_t range_count;
+    uint8_t indirect_count;
+    struct span indirect[2]; // indirect exits, and the landing of a CALL's prediction
     struct range range[4];   // guest bytes the translation depends on: first its own, then what liveness peeked at
 };
 
@@ -145,18 +158,48 @@ struct context {
 };
 #define RAS_SIZE 16384 // bytes of a return stack, above a guard page
 
+static inline struct block *exit_block(const struct exit *e)
+{
+    return (struct block *)((uint8_t *)(e - e->index) - offsetof(struct block, exits));
+}
+
+// The cache is filled region by region; the next one to be filled loses what it holds.
+#define REGIONS 32u
+#define REGION_CODE (1u << 20)
+#define REGION_ARENA (7u << 18)
+#define REGION_SLOTS 8192u
+#define REGION_BLOCKS 8192u
+struct region {
+    uint64_t code_used;   // offset in the cache where its next block goes
+    uint64_t arena_used;  // offset in the arena
+    uint32_t slot_used;
+    uint32_t block_count;
+    uint32_t *blocks;     // [REGION_BLOCKS] low pointers in order of code address, dead ones too
+};
+
 #define IB_LOG 65536
-#define SLOT_COUNT 262144
+#define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
+
+#define MAX_INSNS 64 // of a block
+#define MAX_PLANTED (MAX_INSNS + 4)
+struct planted { // a breakpoint in translated code (plant.c)
+    uint32_t at; // run address
+    uint8_t byte; // that belongs there
+};
 
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
-    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_steps, flushes, invalidations;
+    uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
+    uint64_t eviction_cycles_max;
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t steps, services, segment_checks, faults;
     uint64_t executed; // guest instructions, if they are counted
     uint64_t op_count[OP_COUNT];
 };
+
+enum fpu_place { FPU_LIVE, FPU_SAVED, FPU_VECTORS_SAVED /* vectors.c */ };
+enum vector_kind { VECTORS_XMM, VECTORS_YMM, VECTORS_ZMM_K16 /* no AVX512BW */, VECTORS_ZMM };
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
@@ -167,11 +210,13 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t slow_info, flags;
     uint64_t borrowed;             // with KEY_AC: 1 + host register whose value is in tmp while the instruction runs; 0: none
     uint64_t branch;               // struct branch of the one that is looked up
-    uint64_t call_code, call_rip;  // where an indirect CALL goes on once it has pushed
+    uint64_t call_rip;             // where an indirect CALL goes once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them
     uint64_t delta[8]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
     _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];
+    _Alignas(64) uint8_t vectors[32 * 64 + 8 * 8];
+    enum vector_kind vector_kind;
     uint64_t bounce_la;
     uint32_t bounce_len, bounce_next;
     uint8_t *bounce_data;
@@ -179,26 +224,28 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct masked masked;
 
     // stubs (run addresses)
-    uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_call_miss, stub_step,
+    uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
         stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault;
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
+    uint64_t slow_begin, slow_end;     // stubs that return into a block
+    uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
 
     // code cache: two mappings of one memfd
     uint8_t *rw;
     uint64_t rx;
-    uint64_t cache_size, cache_used, cache_stubs;
-    // arena for blocks, exits, sites, maps: low addresses, freed all at once
+    uint64_t cache_size, cache_stubs;
+    // arena for blocks, sites, maps, links: low addresses, freed a region at a time
     uint8_t *arena;
-    uint64_t arena_size, arena_used;
-    struct block **blocks; // in order of code address
-    uint32_t block_count, block_max;
+    struct region regions[REGIONS];
+    unsigned region;       // being filled
+    uint64_t code_ready, arena_ready; // faulted in up to there
     struct block **hash;
     uint32_t hash_mask;
-    struct page_link **pages; // by RAM page
+    struct page_link **pages; // by RAM page; links of the region filled last come first
+    uint32_t *page_evicted;   // by RAM page: the last eviction that looked at its list
     uint64_t page_count;
 
     uint64_t *slots;
-    uint32_t slot_used;
 
     struct context contexts[CONTEXTS];
     unsigned context_count;
@@ -225,16 +272,20 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t unmerged[4096]; // RIPs of blocks whose groups keep missing, hashed
     int stop; // enum engine_stop + 1 when the run loop must end
     uint32_t kicked; // a signal set a request since run_service() began
-    int stepping;    // the signal handler single-steps to an instruction boundary
-    int in_slow;     // RIP must be found from slow_ret if something is thrown
+    uint32_t in_slow; // in C called from within an instruction: RIP must be found from slow_ret if something is thrown
     int restart;     // thrown to leave an instruction that is to be run again, not for a fault
-    int fpu_saved;
+    enum fpu_place fpu_saved;
     unsigned fault_vector;
     bool count_executed; // each block counts its instructions as it is entered
     bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
     uint8_t *ras; // the contexts' return stacks
     void *alt_stack;
     int tid, pid;
+    struct planted planted[MAX_PLANTED];
+    unsigned planted_count;
+    uint64_t kicked_tsc; // host TSC when a kick came that has not left translated code yet, else 0
+    uint32_t kick_us[64]; // interrupts by microseconds from kick to handler, the last for 63 and more
+    uint64_t kick_cycles_max;
     struct dbt_counters n;
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
@@ -250,7 +301,19 @@ int cache_create(struct dbt *d);
 void *map_low(size_t size, int fd, int prot); // below 2 GiB, or null
 void cache_destroy(struct dbt *d);
 void cache_flush(struct dbt *d);
-void *arena_alloc(struct dbt *d, size_t n); // 16-byte aligned, null when full
+void cache_advance(struct dbt *d); // the region at hand is full: evicts the oldest one
+void *arena_alloc(struct dbt *d, size_t n); // 16-byte aligned, null when the region is full
+uint8_t *cache_code(struct dbt *d, size_t *room); // where the next block goes, in the writable mapping
+void cache_code_used(struct dbt *d, size_t n);
+uint64_t *cache_slot(struct dbt *d); // null when the region is full
+struct block *cache_block(const struct dbt *d, uint32_t n); // the n-th there is, dead ones too, or null
+static inline bool cache_contains(const struct dbt *d, uint64_t run_address)
+{
+    return run_address >= d->rx + d->cache_stubs && run_address < d->rx + d->cache_size;
+}
+int cache_block_add(struct dbt *d, struct block *b); // 0 or -ENOSPC: the region is full
+void cache_kill(struct dbt *d, struct block *b); // nothing leads to it any more; its pages' lists still have it
+void cache_ib_clear(struct dbt *d, bool global);
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key);
 int cache_insert(struct dbt *d, struct block *b);
 void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len);
@@ -280,10 +343,20 @@ struct code_page mode_fetch(struct dbt *d, uint64_t la); // throws #PF
 
 static inline unsigned code_page_bit(uint64_t page) { return (unsigned)(page ^ page >> 16 ^ page >> 32) & 0xffff; }
 
+// Whether a near branch may lead there (SDM 2A, JMP).
+static inline bool in_code(const struct vcpu *v, uint64_t rip)
+{
+    return cpu_code64(v) ? (uint64_t)((int64_t)(rip << 16) >> 16) == rip : rip <= v->s.seg[SEG_CS].limit;
+}
+
+// ---- vectors.c
+void vectors_save(struct dbt *d);
+void vectors_load(struct dbt *d);
+
 // ---- stubs.c
 int stubs_create(struct dbt *d);
 
-// ---- translate.c: makes the block at the current RIP and mode; throws for a fetch fault. Never null (flushes if full).
+// ---- translate.c: makes the block at the current RIP and mode; throws for a fetch fault. Never null (evicts if full).
 struct block *translate(struct dbt *d, uint32_t key);
 
 // ---- run.c: entry points of the stubs. Each leaves v->s exact and returns the run address of the code for v->s.rip.
@@ -343,6 +416,13 @@ void masked_commit(struct dbt *d); // after both runs of a store
 uint64_t masked_fill(struct dbt *d, uint64_t la, bool write);
 // As cpu_linear(), false where that would throw.
 bool masked_linear(struct dbt *d, unsigned sreg, uint64_t offset, unsigned size, bool write, uint64_t *la);
+
+// ---- plant.c: breakpoints at the boundaries of guest instructions in a block
+// What the guest's state is at a run address in the block, if that is a boundary. *parked: where its flags are.
+bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bool *parked);
+void plant(struct dbt *d, const struct block *b);
+void plant_remove(struct dbt *d);
+bool plant_is_at(const struct dbt *d, uint64_t at);
 
 // ---- signal.c
 int signal_attach(struct dbt *d);

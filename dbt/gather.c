@@ -101,7 +101,7 @@ void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g
     unsigned count = g->vector / (g->element > g->index_size ? g->element : g->index_size);
     uint64_t *bv = (uint64_t *)(v->s.xsave + 512);
     cpu_fpu_save(v); // an element that faults leaves through the run loop, which loads it again
-    d->fpu_saved = 1;
+    d->fpu_saved = FPU_SAVED;
     *bv |= 2 | 4 | (l->zmm_hi ? 0xe0 : 0);
     for (unsigned i = 0; i < count; i++) {
         if (wanted(v, l, g, i))
@@ -115,6 +115,6 @@ void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g
     if (!g->scatter)
         zero_above(v, l, g->data, count * g->element);
     cpu_fpu_load(v);
-    d->fpu_saved = 0;
+    d->fpu_saved = FPU_LIVE;
     v->s.rip += in->len;
 }

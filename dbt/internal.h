@@ -2,7 +2,7 @@
 #pragma once
 #include "dbt/dbt.h"
 
-#define MAX_INSNS 64
+#define MAX_LENGTH 15 // bytes of an instruction
 
 enum insn_class { CLASS_PLAIN, CLASS_CONTROL, CLASS_SENSITIVE, CLASS_STRING, CLASS_NOTHING, CLASS_INLINE, CLASS_GATHER };
 
@@ -46,6 +46,17 @@ struct window { // the bytes of the page(s) being translated
 };
 
 #define MERGE_GROUPS 8
+#define FORM_BITS 12
+#define FORM_OPERANDS 4
+
+struct decoded { // what was decoded for a head (decode.c)
+    _Alignas(64) uint8_t head[16]; // zero-padded; [14]: its length, [15]: 1 + the decoder's index
+    uint32_t key;                  // of cls and sens
+    uint8_t cls, sens;
+    int8_t memory, immediate;      // operands that hold the numbers, -1: none
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[FORM_OPERANDS];
+};
 
 struct merge_group { // accesses off one register that one check covers (merge.c)
     int base;
@@ -90,6 +101,7 @@ struct translation {
     const struct window *window;
     bool committed;     // KEY_BOUNCE: the instruction writes; leave through the commit stub
     bool ended;         // the last instruction left the block
+    struct decoded form[1 << FORM_BITS]; // by hash of head
 };
 
 // Offset of a field of the vCPU's state, as an absolute address
@@ -161,6 +173,13 @@ void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a
 // ---- inline.c: hot sensitive instructions without a call
 bool can_inline(const struct translation *t, const struct ginsn *g);
 void emit_inline(struct translation *t, struct ginsn *g, bool last);
+
+// ---- decode.c
+// The instruction at p, of which len bytes are there, decoded and classified for the mode of t. False if it goes on behind
+// them.
+bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip);
+void decode_ahead(struct translation *t, const uint8_t *p, unsigned len); // the instructions at p will be decoded
+void cannot_decode(struct translation *t, struct ginsn *g, unsigned op); // makes it raise the exception of OP_UD, OP_GP0
 
 // ---- peek.c
 struct peeked { // what liveness wants to know of an instruction

@@ -16,7 +16,7 @@
 
 const uint8_t host_of_guest[16] = {
     [RAX] = H_AX, [RCX] = H_CX, [RDX] = H_DX, [RBX] = H_BX, [RSP] = H_12, [RBP] = H_13, [RSI] = H_SI, [RDI] = H_14,
-    [R8] = H_8, [R9] = H_9, [R10] = H_10, [R11] = HOMED, [R12] = H_11, [R13] = H_15, [R14] = HOMED, [R15] = HOMED,
+    [R8] = H_8, [R9] = HOMED, [R10] = HOMED, [R11] = HOMED, [R12] = H_11, [R13] = H_15, [R14] = H_9, [R15] = H_10,
 };
 
 void load_guest(struct translation *t, unsigned host, unsigned guest)
@@ -138,17 +138,10 @@ static void mem_checked(struct translation *t, const struct merge_group *g, cons
     t->based_disp = (int32_t)ea->disp;
 }
 
-// Checks the whole range of a group and keeps its delta. T1 + T0 is the host address of the range's first byte.
-static void mem_keep_delta(struct translation *t, struct merge_group *g, const struct ea *ea, int64_t first)
+// The whole range of a group has been checked; T1 is its delta.
+static void mem_keep_delta(struct translation *t, struct merge_group *g, const struct ea *ea)
 {
-    struct asm_buf *a = &t->a;
-    mem_combine(t);
-    load_guest(t, T0, (unsigned)ea->base);
-    a_rex(a, 8, 0, 0, T0, 0); // not t0
-    a8(a, 0xf7);
-    a_modrm(a, 3, 2, T0);
-    a_lea(a, 8, T1, T1, T0, 1, (int32_t)(1 - first)); // host - (base + first)
-    a_store_abs(a, 8, DBT(t, delta[g - t->group]), T1);
+    a_store_abs(&t->a, 8, DBT(t, delta[g - t->group]), T1);
     g->checked = true;
     t->t1_group = (int)(g - t->group);
     t->based = true;
@@ -225,10 +218,10 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
         a8(a, 0x9e);               // sahf
         a_load_abs(a, 8, H_AX, DBT(t, spill_ax));
     }
-    a_load_table(a, T1, (uint64_t)set->host_page, T1);
+    a_load_table(a, T1, (uint64_t)(group ? set->addend : set->host_page), T1);
     c->back = a->p;
     if (group)
-        mem_keep_delta(t, group, operand, range.disp);
+        mem_keep_delta(t, group, operand);
 }
 
 void mem_combine(struct translation *t)

@@ -3,6 +3,7 @@
 //
 // Guest faults come here by cpu_throw(): the loop's setjmp returns, RIP is made exact, and cpu/ delivers the exception.
 // Leaving the loop and restarting an instruction use the same way out.
+#include "cpu/model.h"
 #include "dbt/dbt.h"
 
 uint64_t run_service(struct dbt *d);
@@ -10,13 +11,16 @@ uint64_t run_service(struct dbt *d);
 static void fpu_out(struct dbt *d)
 {
     cpu_fpu_save(d->v);
-    d->fpu_saved = 1;
+    d->fpu_saved = FPU_SAVED;
 }
 
 static void fpu_in(struct dbt *d)
 {
-    cpu_fpu_load(d->v);
-    d->fpu_saved = 0;
+    if (d->fpu_saved == FPU_VECTORS_SAVED)
+        vectors_load(d);
+    else
+        cpu_fpu_load(d->v);
+    d->fpu_saved = FPU_LIVE;
 }
 
 _Noreturn static void leave(struct dbt *d)
@@ -45,18 +49,13 @@ static struct block *next_block(struct dbt *d)
     struct block *b = cache_find(d, v->s.rip, page.gpa, key);
     if (!b) {
         uint64_t begin = __builtin_ia32_rdtsc();
-        fpu_out(d);
+        vectors_save(d);
+        d->fpu_saved = FPU_VECTORS_SAVED;
         b = translate(d, key);
         fpu_in(d);
         d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
     }
     return b;
-}
-
-// Whether a near branch may lead there (SDM 2A, JMP).
-static bool in_code(const struct vcpu *v, uint64_t rip)
-{
-    return cpu_code64(v) ? (uint64_t)((int64_t)(rip << 16) >> 16) == rip : rip <= v->s.seg[SEG_CS].limit;
 }
 
 static uint64_t next_code(struct dbt *d)
@@ -82,11 +81,11 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
     struct exit *e = (struct exit *)arg;
     d->n.chains++;
     d->v->s.rip = e->target;
-    uint64_t flushes = d->n.flushes;
+    uint64_t evictions = d->n.evictions;
     if (must_stop(d))
         return run_service(d);
     struct block *b = next_block(d);
-    if (d->n.flushes == flushes && !(b->key & KEY_ONE))
+    if (d->n.evictions == evictions && !(b->key & KEY_ONE))
         cache_link(d, e, b);
     return b->code_parked;
 }
@@ -239,7 +238,6 @@ static uint64_t masked_slow(struct dbt *d, uint64_t la, unsigned size, bool writ
         host = masked_fill(d, la, write);
     if (!host)
         run_bounced(d);
-    d->in_slow = 0;
     return host;
 }
 
@@ -253,7 +251,7 @@ static void check_x87(struct dbt *d)
         cpu_x87_error(d->v);
 }
 
-// The range of a group of accesses: usable as a whole, or the block runs without groups.
+// The range of a group of accesses: its delta if it is usable as a whole, or the block runs without groups.
 static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool write)
 {
     struct vcpu *v = d->v;
@@ -262,10 +260,8 @@ static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool writ
     unsigned acc = (write ? ACC_WRITE : ACC_READ) | mmu_acc(v);
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE && !must_stop(d) && mmu_probe(v, la, acc, &w, &error) && (!write || w.writable)) {
         uint64_t host = (uint64_t)mmu_fill(v, la, acc);
-        if (host) {
-            d->in_slow = 0;
-            return host;
-        }
+        if (host)
+            return host - la;
     }
     struct block *b = cache_block_at(d, d->slow_ret);
     d->n.group_misses++;
@@ -286,7 +282,6 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
     unsigned size = SLOW_SIZE(info);
     d->n.slow_fills++;
     recover_flags(d);
-    d->in_slow = 1;
     if (must_stop(d)) {
         d->restart = 1;
         leave(d);
@@ -307,7 +302,6 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
             run_bounced(d);
         host = (uint64_t)bounce_read(d, la, size);
     }
-    d->in_slow = 0;
     return host;
 }
 
@@ -317,7 +311,6 @@ uint64_t run_segment(struct dbt *d, uint64_t offset)
     d->n.segment_checks++;
     uint64_t ax = v->s.gpr[RAX];
     recover_flags(d);
-    d->in_slow = 1;
     unsigned seg = d->slow_info >> SLOW_SEG_SHIFT & 7, size = SLOW_SIZE(d->slow_info);
     bool write = d->slow_info & SLOW_WRITE;
     uint64_t la;
@@ -327,7 +320,6 @@ uint64_t run_segment(struct dbt *d, uint64_t offset)
     } else if (!masked_linear(d, seg, offset, size, write, &la)) {
         run_bounced(d);
     }
-    d->in_slow = 0;
     v->s.gpr[RAX] = ax;
     return la;
 }
@@ -379,10 +371,25 @@ _Noreturn void run_fault(struct dbt *d)
     cpu_throw(d->v, vector);
 }
 
+// From the signal to the interrupt's handler, a few loads before its first instruction.
+static void count_kick(struct dbt *d, bool interrupted)
+{
+    if (interrupted) {
+        uint64_t cycles = __builtin_ia32_rdtsc() - d->kicked_tsc;
+        uint64_t us = (uint64_t)((unsigned __int128)cycles * d->v->model->ns_per_tsc_q32 >> 32) / 1000;
+        d->kick_us[us < 63 ? us : 63]++;
+        if (cycles > d->kick_cycles_max)
+            d->kick_cycles_max = cycles;
+    }
+    d->kicked_tsc = 0;
+}
+
 uint64_t run_service(struct dbt *d)
 {
+    bool interrupted = false;
     struct vcpu *v = d->v;
     d->n.services++;
+    plant_remove(d);
     d->kicked = 0; // before the look: the stub sees a kick that comes after it
     for (;;) {
         uint32_t r = requests(v);
@@ -404,6 +411,7 @@ uint64_t run_service(struct dbt *d)
         }
         if (cpu_take_pending(v)) {
             d->n.interrupts++;
+            interrupted = true;
             d->force = 0;
             debug_traps(v, false); // breakpoints on the handler's stack
         }
@@ -420,8 +428,12 @@ uint64_t run_service(struct dbt *d)
         fpu_out(d);
         d->host.idle(d->host.opaque);
         fpu_in(d);
+        d->kicked_tsc = 0;
     }
-    return next_code(d);
+    uint64_t code = next_code(d);
+    if (d->kicked_tsc)
+        count_kick(d, interrupted);
+    return code;
 }
 
 static void find_slow_rip(struct dbt *d)
@@ -579,7 +591,7 @@ static uint64_t on_fip(void *opaque, uint64_t fip, uint16_t *fop)
     struct dbt *d = opaque;
     uint64_t rip;
     bool start;
-    if (fip < d->rx || fip >= d->rx + d->cache_used)
+    if (!cache_contains(d, fip))
         return fip;
     struct block *b = cache_block_at(d, fip);
     if (!b || !cache_guest_rip(b, fip, &rip, &start))

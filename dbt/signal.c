@@ -1,9 +1,9 @@
-// Host signals of the vCPU's thread: faults of guest instructions, kicks, and single steps to an instruction boundary.
+// Host signals of the vCPU's thread: faults of guest instructions, and kicks.
 //
 // A kick finds the thread in one of four places. In C or on the way into it: requests are looked at before translated
 // code goes on, nothing to do. In the tail that loads the guest's registers: all state is still in memory, so the tail
-// is abandoned for the service stub. At the first host instruction of a guest instruction: state is taken from the
-// signal frame. Elsewhere: the host's TF walks, a few instructions, to such a place. So no block needs a test.
+// is abandoned for the service stub. At a boundary of guest instructions: the state is taken from the signal frame.
+// Elsewhere: breakpoints at the next boundaries (dbt/plant.c). So no block needs a test.
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,7 +15,6 @@
 #include "dbt/dbt.h"
 
 #define ALT_SIZE (128 * 1024)
-#define HOST_TF  0x100
 
 static _Thread_local struct dbt *current; // signal handlers have no argument of ours
 
@@ -24,7 +23,7 @@ static const int greg_of_host[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP
 
 static bool in_blocks(const struct dbt *d, uint64_t rip)
 {
-    return rip >= d->rx + d->cache_stubs && rip < d->rx + d->cache_used;
+    return cache_contains(d, rip);
 }
 
 static void take_state(struct dbt *d, greg_t *r, uint64_t rip, bool parked)
@@ -42,30 +41,42 @@ static void take_state(struct dbt *d, greg_t *r, uint64_t rip, bool parked)
     d->ras_sp = (uint64_t)r[REG_RSP];
 }
 
-static void stop_or_step(struct dbt *d, greg_t *r)
+// Makes the thread go to stub_service, now or at the next boundary of guest instructions.
+static void leave_soon(struct dbt *d, greg_t *r)
 {
     uint64_t at = (uint64_t)r[REG_RIP], rip;
-    bool start;
+    bool parked;
+    plant_remove(d);
     if (at >= d->tail_begin && at < d->tail_end) {
+        r[REG_RIP] = (greg_t)d->stub_service;
+    } else if (at >= d->returns_begin && at < d->returns_end) {
+        if (!in_code(d->v, (uint64_t)r[REG_RBP]))
+            return; // the lookup under way faults
+        take_state(d, r, (uint64_t)r[REG_RBP], true);
+        d->ras_sp = d->ras_base;
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (in_blocks(d, at)) {
         struct block *b = cache_block_at(d, at);
-        if (!b || !cache_guest_rip(b, at, &rip, &start) || !start) {
-            r[REG_EFL] |= HOST_TF;
-            d->stepping = 1;
-            d->n.kick_steps++;
+        if (!b)
             return;
+        if (plant_boundary(b, at, (uint64_t)r[REG_RBP], &rip, &parked)) {
+            if (!in_code(d->v, rip))
+                return; // it comes to C next
+            take_state(d, r, rip, parked);
+            r[REG_RIP] = (greg_t)d->stub_service;
+        } else {
+            plant(d, b);
         }
-        take_state(d, r, rip, cache_map(b, at)->parked & 1);
-        r[REG_RIP] = (greg_t)d->stub_service;
-    } else if (at >= d->stubs_begin && at < d->stubs_end) {
-        r[REG_EFL] |= HOST_TF;
-        d->stepping = 1;
-        d->n.kick_steps++;
-        return;
+    } else {
+        uint64_t back = d->slow_ret;
+        if (at == d->stub_slow[0][0] || at == d->stub_slow[0][1] || at == d->stub_seg)
+            back = *(const uint64_t *)r[REG_RSP];
+        else if (!d->in_slow && !(at >= d->slow_begin && at < d->slow_end))
+            return; // C that looks at the requests
+        struct block *b = cache_block_at(d, back);
+        if (b)
+            plant(d, b);
     }
-    r[REG_EFL] &= ~HOST_TF;
-    d->stepping = 0;
 }
 
 // The host's AC is set around instructions of blocks with KEY_AC, and stays so in a handler.
@@ -88,7 +99,9 @@ static void on_kick(int sig, siginfo_t *info, void *context)
         return;
     d->n.kicks++;
     d->kicked = 1;
-    stop_or_step(d, ((ucontext_t *)context)->uc_mcontext.gregs);
+    if (!d->kicked_tsc)
+        d->kicked_tsc = __builtin_ia32_rdtsc();
+    leave_soon(d, ((ucontext_t *)context)->uc_mcontext.gregs);
 }
 
 static void die(struct dbt *d, int sig, const siginfo_t *info, const greg_t *r)
@@ -110,8 +123,10 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     clear_ac();
     greg_t *r = ((ucontext_t *)context)->uc_mcontext.gregs;
     struct dbt *d = current;
-    if (d && sig == SIGTRAP && (d->stepping || r[REG_EFL] & HOST_TF)) {
-        stop_or_step(d, r);
+    if (d && sig == SIGTRAP && plant_is_at(d, (uint64_t)r[REG_RIP] - 1)) {
+        r[REG_RIP]--;
+        d->n.kick_traps++;
+        leave_soon(d, r);
         return;
     }
     uint64_t at = (uint64_t)r[REG_RIP], rip, address = (uint64_t)info->si_addr;
@@ -141,8 +156,7 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     take_state(d, r, rip, cache_map(b, at)->parked & 2);
     d->fault_vector = (unsigned)r[REG_TRAPNO];
     r[REG_RIP] = (greg_t)d->stub_fault;
-    r[REG_EFL] &= ~(HOST_TF | FL_AC);
-    d->stepping = 0;
+    r[REG_EFL] &= ~FL_AC;
 }
 
 int signal_attach(struct dbt *d)

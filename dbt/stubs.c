@@ -143,6 +143,7 @@ static uint64_t slow_stub(struct gen *g, bool flags)
     struct asm_buf *a = &g->a;
     uint64_t at = asm_here(a);
     pop_return(g);
+    a_store_imm32_abs(a, 4, D(in_slow), 1);
     save_regs(g);
     if (flags)
         a_store_abs(a, 4, D(flags), H_AX);
@@ -157,6 +158,7 @@ static uint64_t slow_stub(struct gen *g, bool flags)
     a_load_abs(a, 8, H_SP, D(ras_sp));
     a_load_abs(a, 8, T1, D(target));
     a_mov_imm(a, T0, 0);
+    a_store_imm32_abs(a, 4, D(in_slow), 0);
     jump_return(g);
     return at;
 }
@@ -212,15 +214,12 @@ int stubs_create(struct dbt *d)
     d->stub_string = leave_stub(g, run_string, tail);
     d->stub_gather = leave_stub(g, run_gather, tail);
     d->stub_ib_miss = leave_stub(g, run_indirect, tail);
-    d->stub_call_miss = asm_here(a);
-    a_load_abs(a, 8, T0, D(call_rip));
-    a_jmp_to(a, d->stub_ib_miss);
     d->stub_step = step_stub(g, run_step, tail);
     d->stub_commit = step_stub(g, run_commit, tail);
 
     // A RET whose landing is not where the guest returns to: forget the predictions, look the target up. And the
     // bottom of the return stack: a RET nobody predicted.
-    d->stub_ret_none = asm_here(a);
+    d->stub_ret_none = d->returns_begin = asm_here(a);
     a_lea(a, 8, H_SP, H_SP, -1, 1, -8);
     a_jmp_to(a, d->stub_ib_miss);
     for (unsigned c = 0; c < CONTEXTS; c++) {
@@ -241,11 +240,15 @@ int stubs_create(struct dbt *d)
         a_table(a, 4, (uint64_t)d->contexts[c].code, T1);
     }
 
+    d->returns_end = asm_here(a);
+
+    d->slow_begin = asm_here(a);
     for (unsigned f = 0; f < 2; f++)
         d->stub_slow[0][f] = d->stub_slow[1][f] = slow_stub(g, f);
 
     d->stub_seg = asm_here(a);
     pop_return(g);
+    a_store_imm32_abs(a, 4, D(in_slow), 1);
     save_regs(g);
     a_store_abs(a, 4, D(flags), H_AX);
     to_c_stack(g);
@@ -255,7 +258,9 @@ int stubs_create(struct dbt *d)
     load_regs(g);
     a_load_abs(a, 8, H_SP, D(ras_sp));
     a_load_abs(a, 8, T0, D(target));
+    a_store_imm32_abs(a, 4, D(in_slow), 0);
     jump_return(g);
+    d->slow_end = asm_here(a);
 
     d->stub_bounce = asm_here(a);
     pop_return(g);
@@ -279,6 +284,6 @@ int stubs_create(struct dbt *d)
     call_c(g, run_fault);
 
     d->stubs_end = asm_here(a);
-    d->cache_stubs = d->cache_used = (uint64_t)(a->p - d->rw + 63) & ~63ull;
+    d->cache_stubs = d->regions[0].code_used = (uint64_t)(a->p - d->rw + 63) & ~63ull;
     return a->overflow ? -1 : 0;
 }

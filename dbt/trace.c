@@ -96,6 +96,18 @@ void engine_software_trace_events(struct vcpu *v, FILE *out, bool exc, bool mmu)
     v->listener.delivering = out && (exc || mmu) ? run_delivering : NULL;
 }
 
+// Nanoseconds below which `share` of the interrupts came out of translated code, in whole microseconds.
+static uint64_t kick_quantile(const struct dbt *d, double share)
+{
+    uint64_t all = 0, seen = 0;
+    for (unsigned i = 0; i < 64; i++)
+        all += d->kick_us[i];
+    for (unsigned i = 0; i < 64; i++)
+        if ((seen += d->kick_us[i]) && (double)seen >= share * (double)all)
+            return 1000ull * (i + 1);
+    return 0;
+}
+
 void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque)
 {
     const struct dbt *d = v->engine;
@@ -110,11 +122,14 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
         {"expansion_percent", n->guest_bytes ? n->host_bytes * 100 / n->guest_bytes : 0},
         {"cycles_per_instruction_translated", n->guest_insns ? n->translate_cycles / n->guest_insns : 0},
         {"chains_made", n->chains}, {"dispatches", n->dispatches}, {"sensitive_instructions", n->sensitive}, {"string_instructions", n->strings},
-        {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_steps", n->kick_steps},
+        {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_traps", n->kick_traps},
+        {"time_kick_p50", kick_quantile(d, 0.5)}, {"time_kick_p99", kick_quantile(d, 0.99)},
+        {"time_kick_max", (uint64_t)((unsigned __int128)d->kick_cycles_max * v->model->ns_per_tsc_q32 >> 32)},
         {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses}, {"return_unpredicted", n->ret_empty}, {"group_misses", n->group_misses},
         {"steps", n->steps}, {"services", n->services}, {"segment_checks", n->segment_checks}, {"host_faults", n->faults},
         {"gathers", n->gathers}, {"guest_instructions_executed", n->executed},
-        {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_flushes", n->flushes},
+        {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_evictions", n->evictions},
+        {"time_eviction_max", (uint64_t)((unsigned __int128)n->eviction_cycles_max * v->model->ns_per_tsc_q32 >> 32)},
         {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)

@@ -7,40 +7,6 @@
 #include "dbt/internal.h"
 
 #define PEEK_INSNS 6
-#define MAX_LENGTH 15 // of an instruction
-
-static unsigned mode_index(const struct translation *t) { return t->code_size == 8 ? 2 : t->code_size == 4 ? 1 : 0; }
-
-static void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
-{
-    memset(&g->z, 0, sizeof g->z);
-    g->z.length = 1;
-    g->z.machine_mode = t->decoder[mode_index(t)].machine_mode;
-    g->z.operand_width = 32;
-    g->z.address_width = 32;
-    g->cls = CLASS_SENSITIVE;
-    g->sens = (uint8_t)op;
-}
-
-// False if the instruction goes on behind the bytes there are.
-static bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
-{
-    ZydisDecoderContext ctx;
-    ZydisDecoder *dec = &t->decoder[mode_index(t)];
-    if (len > 15)
-        len = 15;
-    memcpy(g->bytes, p, len); // once: a device may be writing there
-    ZyanStatus st = ZydisDecoderDecodeInstruction(dec, &ctx, g->bytes, len, &g->z);
-    g->rip = rip;
-    if (st == ZYDIS_STATUS_NO_MORE_DATA && len < 15)
-        return false;
-    if (ZYAN_FAILED(st) || ZYAN_FAILED(ZydisDecoderDecodeOperands(dec, &ctx, &g->z, g->op, g->z.operand_count))) {
-        cannot_decode(t, g, st == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || st == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
-        return true;
-    }
-    classify(t, g);
-    return true;
-}
 
 static bool ends_block(const struct translation *t, const struct ginsn *g)
 {
@@ -147,8 +113,9 @@ static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
     struct block *b = t->b;
-    t->a = (struct asm_buf){.p = d->rw + d->cache_used, .end = d->rw + d->cache_size,
-                            .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
+    size_t room;
+    uint8_t *code = cache_code(d, &room);
+    t->a = (struct asm_buf){.p = code, .end = code + room, .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
     t->cold_count = 0;
     merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
@@ -200,7 +167,7 @@ static int emit_block(struct translation *t)
     if (!b->map)
         return -1;
     memcpy(b->map, t->map, sizeof b->map[0] * t->count);
-    d->cache_used += (b->code_len + 15u) & ~15u;
+    cache_code_used(d, b->code_len);
     return 0;
 }
 
@@ -234,6 +201,8 @@ static void decode_block(struct translation *t, struct window *w)
     static const uint8_t ones[16] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
     uint64_t rip = b->rip;
     t->count = 0;
+    if (w->p && t->code_size == 8)
+        decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < MAX_INSNS) {
         uint64_t off = rip + b->cs_base - w->la;
         if (t->code_size != 8)
@@ -298,7 +267,7 @@ struct block *translate(struct dbt *d, uint32_t key)
         struct block *b = arena_alloc(d, sizeof *b);
         if (b) {
             struct code_page page = mode_fetch(d, w.la);
-            *b = (struct block){.rip = v->s.rip, .key = key, .cs_base = cs_base, .cs_limit = v->s.seg[SEG_CS].limit,
+            *b = (struct block){.rip = v->s.rip, .key = key, .cs_base = (uint32_t)cs_base, .cs_limit = v->s.seg[SEG_CS].limit,
                                 .global = page.global};
             b->gpa = w.gpa | ((v->s.rip + cs_base) & (PAGE_SIZE - 1));
             t->d = d;
@@ -321,7 +290,7 @@ struct block *translate(struct dbt *d, uint32_t key)
                 return b;
             }
         }
-        cache_flush(d);
+        cache_advance(d);
     }
-    __builtin_trap(); // a block of one instruction always fits an empty cache
+    __builtin_trap(); // a block always fits an empty region
 }

@@ -360,11 +360,16 @@ void mem_populate(struct mem_map *m, uint64_t chunk)
         return;
     uint64_t size = m->ram_size - start < CHUNK ? m->ram_size - start : CHUNK;
     __atomic_fetch_or(&m->populated[chunk / 64], 1ull << chunk % 64, __ATOMIC_RELAXED);
+    mem_fault_in(m->ram + start, size);
+}
+
+void mem_fault_in(void *at, uint64_t size)
+{
     // Not through libc: errno is reached by the FS base, which may be the guest's. A failure costs time only.
     long result;
     __asm__ volatile("syscall"
                      : "=a"(result)
-                     : "0"((long)SYS_madvise), "D"(m->ram + start), "S"(size), "d"((long)MADV_POPULATE_WRITE)
+                     : "0"((long)SYS_madvise), "D"(at), "S"(size), "d"((long)MADV_POPULATE_WRITE)
                      : "rcx", "r11", "memory");
     (void)result;
 }

@@ -119,6 +119,8 @@ void mem_dirty_mark(struct mem_map *m, uint64_t ram_page);
 
 // Faults in the 2 MiB of RAM around a page at its first touch: in bulk 0.16 us a page instead of 3.3 us one by one.
 void mem_populate(struct mem_map *m, uint64_t chunk);
+// Faults in writable memory of ours, whole pages; on Linux before 5.14 nothing happens.
+void mem_fault_in(void *at, uint64_t size);
 static inline void mem_prefault(struct mem_map *m, uint64_t ram_page)
 {
     uint64_t chunk = ram_page >> 9;

@@ -1,6 +1,6 @@
 // Guest-virtual memory: the page walker, the software TLB that translated code reads, and linear accesses for C code.
 //
-// The TLB is three direct-mapped sets, one per kind of access, each three parallel arrays indexed by bits 31:12 of the
+// The TLB is three direct-mapped sets, one per kind of access, each four parallel arrays indexed by bits 31:12 of the
 // linear address. Translated code does, for an access of n bytes at `la`:
 //     i = (uint32_t)la >> 12;  off = la - tag[i];  if (off > 4096 - n) miss;  host = host_page[i] + off
 // so that one comparison checks the page and the page crossing. An entry of `write_tag` exists only where a store needs
@@ -24,6 +24,7 @@ struct tlb_set {
     uint64_t read_tag[TLB_ENTRIES];  // linear page base, or tlb_invalid_tag()
     uint64_t write_tag[TLB_ENTRIES];
     uint64_t host_page[TLB_ENTRIES]; // host address of the page's first byte
+    uint64_t addend[TLB_ENTRIES];    // host less linear address
 };
 
 #define TLB_LOG 4096

@@ -173,6 +173,7 @@ static void insert(struct vcpu *v, uint64_t la, unsigned acc, const struct walk 
     set->read_tag[i] = la & -PAGE_SIZE;
     set->write_tag[i] = write ? la & -PAGE_SIZE : tlb_invalid_tag(i);
     set->host_page[i] = host_page;
+    set->addend[i] = host_page - (la & -PAGE_SIZE);
     t->fills++;
 }
 

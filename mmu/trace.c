@@ -29,6 +29,8 @@ void mem_trace_set(struct mem_map *m, uint64_t gpa, uint8_t bit)
     struct mem_slot slot = mem_find(m, gpa);
     if (slot.kind != MEM_RAM)
         return;
+    if (mem_trace_bits(m, slot.ram_page) & bit)
+        return;
     uint8_t old = __atomic_fetch_or(&m->trace[slot.ram_page], bit, __ATOMIC_SEQ_CST);
     if (~old & bit)
         tell_traced(m, gpa, (uint8_t)(~old & bit));

@@ -31,6 +31,7 @@ enum { REAL, V86, PROT16, PROT32, FLAT32, COMPAT, LONG, LONG_KERNEL, MODES };
 #define SET_ONE     0x0040u
 #define SET_BOUNCE  0x0080u
 #define SET_EXACT   0x0100u
+#define SET_ADVANCE 0x4000u // the cache goes on to its next region
 #define SET_SMAP    0x0200u
 #define SET_UNPAGED 0x0400u // the page behind the code is not there
 #define SET_SMALL   0x0800u // segments end early
@@ -165,16 +166,16 @@ static bool try_chain(struct dbt *d, struct exit *e)
         return false;
     }
     uint64_t code = run_chain(d, (uint64_t)e);
-    claim(code >= d->stubs_begin && code < d->rx + d->cache_used, "run_chain() leads to %llx", (unsigned long long)code);
+    claim(code >= d->stubs_begin && code < d->rx + d->cache_size, "run_chain() leads to %llx", (unsigned long long)code);
     return true;
 }
 
 static void link_exits(struct dbt *d, struct block *b)
 {
-    uint64_t flushes = d->n.flushes;
-    for (unsigned i = 0; i < b->exit_count && d->n.flushes == flushes; i++) {
+    uint64_t evictions = d->n.evictions;
+    for (unsigned i = 0; i < b->exit_count && d->n.evictions == evictions; i++) {
         mode_update(d);
-        if (d->n.flushes == flushes)
+        if (d->n.evictions == evictions)
             try_chain(d, &b->exits[i]);
     }
 }
@@ -202,8 +203,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint64_t la = set_mode(mode, set), gpa = gpa_of(mode, la);
     size_t n = c.left < 0x2000u - start ? c.left : 0x2000u - start;
 
-    if (d->block_count > 300 || d->slot_used > SLOT_COUNT / 2)
+    if (cache_block(d, 300))
         cache_flush(d);
+    if (set & SET_ADVANCE)
+        cache_advance(d);
     d->exact_flags = set & SET_EXACT;
     mem_write(&core->mem, gpa + start, take_bytes(&c, &n), n);
 
@@ -223,9 +226,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         rip += length;
     }
     core_verify_cache(d);
-    for (uint32_t i = d->block_count > 64 ? d->block_count - 64 : 0; i < d->block_count; i++)
-        if (!d->blocks[i]->dead)
-            core_verify_block(d, d->blocks[i]);
+    struct block *b;
+    for (uint32_t i = cache_block(d, 64) ? 64 : 0; (b = cache_block(d, i)); i++)
+        if (!b->dead)
+            core_verify_block(d, b);
     // The guest changes part of it, then all its mappings, then everything.
     mem_write(&core->mem, gpa + rewrite % 0x2000, data, size < 8 ? size : 8);
     core_verify_cache(d);

@@ -17,7 +17,6 @@
 
 enum kind {
     PLAIN, // symbol + offset
-    NOT,   // its complement
     REST,  // symbol + offset less the tag it is being compared with: offset in the page
     PAGE,  // host address of the page that belongs to a REST
     HOST,  // host address of symbol + offset
@@ -82,6 +81,8 @@ static const uint64_t *indexed_table(const struct verifier *s, uint64_t address)
             return set->write_tag;
         if (address == (uint64_t)set->host_page)
             return set->host_page;
+        if (address == (uint64_t)set->addend)
+            return set->addend;
     }
     for (unsigned i = 0; i < CONTEXTS; i++) {
         if (address == (uint64_t)s->d->contexts[i].tag)
@@ -283,13 +284,6 @@ static struct value sum(struct verifier *s, const struct value *base, const stru
         v.offset = index->offset + disp;
         return v;
     }
-    // host(symbol + a) - (symbol + b) - 1 + disp
-    if (base && index && base->kind == HOST && index->kind == NOT && index->symbol == base->symbol &&
-        base->offset - index->offset - 1 + disp == 0) {
-        v = *base;
-        v.kind = DELTA;
-        return v;
-    }
     return fresh(s);
 }
 
@@ -327,6 +321,10 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
                 if (table == s->d->v->tlb->set[k].host_page && s->reg[T0].kind == REST) {
                     *out = (struct value){.kind = PAGE, .symbol = s->reg[T0].symbol};
                     return true;
+                } else if (table == s->d->v->tlb->set[k].addend && s->reg[T0].kind == REST) {
+                    *out = s->reg[T0];
+                    out->kind = DELTA;
+                    return true;
                 }
         }
         return false;
@@ -335,12 +333,6 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
             return false;
         *out = sum(s, gpr(s, m->base), m->index == ZYDIS_REGISTER_NONE ? NULL : gpr(s, m->index),
                    m->disp.has_displacement ? m->disp.value : 0);
-        return true;
-    case ZYDIS_MNEMONIC_NOT:
-        if (to->kind != PLAIN)
-            return false;
-        *out = *to;
-        out->kind = NOT;
         return true;
     case ZYDIS_MNEMONIC_INC:
     case ZYDIS_MNEMONIC_DEC:
@@ -443,7 +435,7 @@ static void check_branch(struct verifier *s, const ZydisDecodedInstruction *z)
     }
     for (unsigned i = 0; i < s->b->exit_count; i++) {
         const struct exit *e = &s->b->exits[i];
-        if (e->kind == EXIT_NEAR && e->to && e->to->code == target && e->site + 4 == next)
+        if (e->kind == EXIT_NEAR && e->to && LOW(struct block, e->to)->code == target && e->site + 4 == next)
             return;
     }
     rule(false, "a branch out of the block");
@@ -476,14 +468,14 @@ static void check_exits(struct verifier *s)
     rule(b->code_parked - b->code < b->code_len && starts(s, b->code_parked - b->code), "the way in for parked flags");
     for (unsigned i = 0; i < b->exit_count; i++) {
         const struct exit *e = &b->exits[i];
-        rule(e->from == b && e->cold - b->code < b->code_len && starts(s, e->cold - b->code), "an exit's cold part");
+        rule(exit_block(e) == b && e->cold - b->code < b->code_len && starts(s, e->cold - b->code), "an exit's cold part");
         if (e->kind == EXIT_NEAR)
             rule(e->site - b->code <= b->code_len - 4, "an exit's patch site");
         else
             rule(within(e->site, 8, s->d->slots, SLOT_COUNT * 8) && e->site % 8 == 0, "an exit's slot");
         if (e->kind == EXIT_FAR)
-            claim(*(uint64_t *)(uint64_t)e->site == (e->to ? e->to->code_parked : e->cold), "a slot leads to %llx, its exit to %x",
-                  (unsigned long long)*(uint64_t *)(uint64_t)e->site, e->to ? e->to->code_parked : e->cold);
+            claim(*(uint64_t *)(uint64_t)e->site == (e->to ? LOW(struct block, e->to)->code_parked : e->cold), "a slot leads to %llx, its exit to %x",
+                  (unsigned long long)*(uint64_t *)(uint64_t)e->site, e->to ? LOW(struct block, e->to)->code_parked : e->cold);
     }
 }
 
@@ -542,17 +534,18 @@ void core_verify_block(const struct dbt *d, const struct block *b)
 
 void core_verify_cache(const struct dbt *d)
 {
-    for (uint32_t i = 0; i < d->block_count; i++) {
-        const struct block *b = d->blocks[i];
-        claim(!i || d->blocks[i - 1]->code < b->code, "block %u is not behind its predecessor", i);
+    const struct block *b, *before = NULL;
+    for (uint32_t i = 0; (b = cache_block(d, i)); before = b, i++) {
+        claim(!before || before->code < b->code, "block %u is not behind its predecessor", i);
+        claim(cache_block_at((struct dbt *)d, b->code) == b, "block %u is not found by its code", i);
         if (b->dead) {
             claim(!b->incoming, "something still leads to a dead block, rip %llx", (unsigned long long)b->rip);
             for (unsigned e = 0; e < b->exit_count; e++)
                 claim(!b->exits[e].to, "a dead block still leads somewhere, rip %llx", (unsigned long long)b->rip);
             continue;
         }
-        for (const struct exit *e = b->incoming; e; e = e->incoming_next)
-            claim(e->to == b && !e->from->dead, "a link to rip %llx that is not", (unsigned long long)b->rip);
+        for (const struct exit *e = LOW(struct exit, b->incoming); e; e = LOW(struct exit, e->incoming_next))
+            claim(LOW(struct block, e->to) == b && !exit_block(e)->dead, "a link to rip %llx that is not", (unsigned long long)b->rip);
         for (unsigned n = 0; n < b->range_count; n++) {
             struct mem_slot slot = mem_find(d->v->mem, b->range[n].gpa);
             if (slot.kind != MEM_RAM || !b->range[n].len)

@@ -199,9 +199,10 @@ int main(int argc, char *argv[])
         return 1;
     }
     const struct dbt *d = machine_vcpu(m)->engine;
-    for (uint32_t i = 0; i < d->block_count; i++)
-        if (!d->blocks[i]->dead)
-            core_verify_block(d, d->blocks[i]);
+    const struct block *b;
+    for (uint32_t i = 0; (b = cache_block(d, i)); i++)
+        if (!b->dead)
+            core_verify_block(d, b);
     core_verify_cache(d);
     unsigned failures = report(d, document);
     machine_destroy(m);

@@ -1,56 +1,7 @@
 // The quick look of liveness (dbt/peek.c) against the decoder: what it claims to know is what decoding and classifying say.
-#include "dbt/internal.h"
-#include "fake_host.h"
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <cmocka.h>
+#include "translation_fixture.h"
 
 #define CASES 400000u
-
-struct bench {
-    struct vcpu v;
-    struct dbt d;
-    struct translation t;
-    struct cpu_model *model;
-};
-
-static struct bench *bench_create(unsigned code_size)
-{
-    struct bench *b = calloc(1, sizeof *b);
-    struct fake_host f;
-    char error[160] = "";
-    fake_host_init(&f, false);
-    assert_non_null(b);
-    b->model = cpu_model_create_on(&f.host, "v3", error, sizeof error);
-    if (!b->model)
-        fail_msg("%s", error);
-    b->v.model = b->model;
-    b->d.v = &b->v;
-    b->t.d = &b->d;
-    b->t.code_size = code_size;
-    b->t.key = KEY_PE | KEY_OSFXSR | KEY_OSXSAVE | KEY_AVX | (code_size == 8 ? KEY_CODE64 : KEY_CODE32);
-    classify_init(&b->t);
-    features_init(&b->t, b->model);
-    decoders_init(&b->t, b->model);
-    return b;
-}
-
-static void bench_destroy(struct bench *b)
-{
-    cpu_model_destroy(b->model);
-    free(b);
-}
-
-static uint64_t next_random(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
 
 static bool leaves_block(const struct ginsn *g)
 {
