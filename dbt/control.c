@@ -268,7 +268,7 @@ static uint8_t *emit_lookup(struct translation *t)
     return a_jcc(a, CC_NE);
 }
 
-// Has run_indirect() know which branch it looks up for.
+// T1 = which branch the stubs that look up have run_indirect() look up for.
 static void emit_branch_id(struct translation *t, const struct ginsn *g, uint32_t popped)
 {
     struct branch *b = may_leave_code(t, branch_size(t, g)) ? arena_alloc(t->d, sizeof *b) : NULL;
@@ -277,7 +277,7 @@ static void emit_branch_id(struct translation *t, const struct ginsn *g, uint32_
         return;
     }
     *b = (struct branch){.rip = g->rip, .popped = popped};
-    a_store_imm32_abs(&t->a, 8, DBT(t, branch), (uint32_t)(uint64_t)b);
+    a_mov_imm(&t->a, T1, (uint64_t)b);
 }
 
 // T0 = RIP; flags are parked, and nothing but RSP has changed.
@@ -312,7 +312,7 @@ static void emit_landing(struct translation *t, struct ginsn *g)
     if (out_of_code(t, next)) // a return to there faults
         return;
     // call over the landing: the host return address pushed is the landing's
-    uint8_t *go = a->p + 1;
+    uint8_t *go = a->p + 1, *constant = NULL;
     a8(a, 0xe8);
     a32(a, 0);
     // landing: T0 is the RIP the guest's RET popped, flags are parked
@@ -322,17 +322,24 @@ static void emit_landing(struct translation *t, struct ginsn *g)
         a8(a, 0x81);
         a_modrm(a, 3, 7, T0);
         a32(a, (uint32_t)next);
-    } else {
-        a_mov_imm(a, T1, next);
-        a_rex(a, 8, T1, 0, T0, 0);
-        a8(a, 0x39);
-        a_modrm(a, 3, T1, T0);
+    } else { // T1 must stay: cmp t0, [rip + distance to the constant]
+        a_rex(a, 8, T0, 0, 0, 0);
+        a8(a, 0x3b);
+        a_modrm(a, 0, T0, 5);
+        constant = a->p;
+        a32(a, 0);
     }
     a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
     indirect_since(t, landing);
     t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
     t->flags = flags;
+    if (constant) { // as part of an instruction that nothing leads to
+        a_rex(a, 8, 0, 0, T1, 0);
+        a8(a, 0xb8 | T1);
+        a_patch(a, constant);
+        a64(a, next);
+    }
     a_patch(a, go);
 }
 
