@@ -34,7 +34,9 @@ int image_open(struct image *im, const char *path, const char *what, char *error
     im->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // not to hang on a FIFO
     if (im->fd < 0) {
         result = -errno;
-        return loader_error(error, error_size, result, "%s: %s: %s", what, path, strerror(errno));
+        return loader_error(error, error_size, result, "%s: %s: %s: %s", what, path, strerror(-result),
+                            result == -EMFILE ? "raise the limit of open files (ulimit -n)"
+                                              : "check its name and its mode");
     }
     if (fstat(im->fd, &st) < 0) {
         result = loader_error(error, error_size, -errno, "%s: %s: %s", what, path, strerror(errno));

@@ -68,6 +68,14 @@ struct cpu_event { // the exception being thrown or delivered
     uint64_t cr2;
 };
 
+// What the vCPU's thread does; with --stats, for how long. Its own thread only.
+enum vcpu_doing { DOING_NOTHING /* not in the engine's run loop */, DOING_CORE, DOING_TRANSLATION, DOING_DEVICES, DOING_IDLE, DOING_KINDS };
+struct vcpu_time {
+    bool measured;
+    uint8_t doing;
+    uint64_t since, tsc[DOING_KINDS];
+};
+
 struct vcpu {
     struct cpu_state s; // must be first: translated code addresses it by offset
     _Alignas(64) uint32_t requests; // REQ_*, atomic
@@ -92,6 +100,7 @@ struct vcpu {
     bool x87_exact;
     uint64_t x87_fdp;
     void *engine;       // private to the engine
+    struct vcpu_time time;
 };
 
 // ---- state
@@ -177,6 +186,20 @@ void cpu_kvmclock_update(struct vcpu *v);
 // the host's x87 and SSE control to what C code expects. Between save and load any C code may run.
 void cpu_fpu_save(struct vcpu *v);
 void cpu_fpu_load(struct vcpu *v);
+
+// Returns what it did before.
+static inline enum vcpu_doing vcpu_does(struct vcpu *v, enum vcpu_doing what)
+{
+    struct vcpu_time *t = &v->time;
+    if (__builtin_expect(!t->measured, 1))
+        return DOING_NOTHING;
+    uint64_t now = __builtin_ia32_rdtsc();
+    enum vcpu_doing was = (enum vcpu_doing)t->doing;
+    t->tsc[was] += now - t->since;
+    t->since = now;
+    t->doing = (uint8_t)what;
+    return was;
+}
 
 // ---- x87 exceptions (cpu/x87.c); all with the guest's registers live
 // A waiting instruction finds an unmasked exception pending. Returns if it is to be executed all the same, once.

@@ -36,8 +36,36 @@ void engine_software_trace_code(struct vcpu *v, FILE *out);
 // Prints a line for each exception and interrupt delivered (exc), each flush of the guest's TLB and each write to a page with
 // translated code (mmu; page faults too). Null: stop.
 void engine_software_trace_events(struct vcpu *v, FILE *out, bool exc, bool mmu);
+// Writes a line of perf's map for each stub now and for each block as it is translated, with `mark` (which must live as long)
+// before it; null: stop. The lines are not flushed.
+void engine_software_perf(struct vcpu *v, FILE *out, const char *mark);
+// Measures where time goes and how often code goes on without C, for engine_software_stats(); costs a few per cent. On the
+// vCPU's thread, before the first run. Returns 0 or -errno: the host gives no timer.
+int engine_software_measure(struct vcpu *v);
 // Calls emit() for each of the engine's counters.
 void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
+// Where translated code was entered through C, for crash reports. A jump between blocks that are linked leaves no step.
+enum engine_step_kind {
+    STEP_NONE,
+    STEP_BLOCK,     // looked up
+    STEP_LINK,      // found or made for a direct exit that was not linked yet
+    STEP_SENSITIVE, // `detail`: enum insn_op
+    STEP_EXCEPTION, // `detail`: vector; `rip`: the instruction that raised it, or the one after an INT n
+    STEP_INTERRUPT, // `detail`: vector; `rip`: its handler
+    STEP_CALL,      // not a step: a CALL whose RET has not come, as the return stack predicts it
+    STEP_KINDS
+};
+struct engine_step {
+    uint64_t rip;
+    uint32_t error; // STEP_EXCEPTION: its error code, 0 where it has none
+    uint16_t detail;
+    uint8_t kind, bits, cpl; // bits: of the code, 16, 32 or 64
+};
+#define ENGINE_STEPS 24 // kept
+#define ENGINE_CALLS 8
+#define ENGINE_TRAIL (ENGINE_STEPS + ENGINE_CALLS)
+// The last steps, newest first, and then the innermost calls under way, innermost first. Returns how many.
+unsigned engine_software_trail(struct vcpu *v, struct engine_step out[ENGINE_TRAIL]);
 // Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them, and x87
 // images the last operand's address; costs speed (docs/decisions/002-dead-flags.md, 007-x87-pointers.md). Before the first
 // run.

@@ -387,7 +387,8 @@ static void save_standard(struct vcpu *v, const struct insn *in, uint64_t base, 
     uint64_t mask = requested(v);
     uint64_t old = read_field(v, in, base, HEADER, 8);
     uint64_t in_use = guest_image(v, area, mask, in->op_size == 8);
-    struct pieces list = {.count = 0};
+    struct pieces list;
+    list.count = 0; // not an initializer: some compilers make a call of memset() of it, which uses vector registers
     add_components(v, &list, optimized ? in_use : mask, mask & (BIT_SSE | BIT_AVX), 0);
     add_piece(&list, HEADER, 8, HEADER);
     put(area + HEADER, 8, (old & ~mask) | in_use);
@@ -413,7 +414,8 @@ void op_xsavec(struct vcpu *v, const struct insn *in)
     uint64_t in_use = guest_image(v, area, mask, in->op_size == 8);
     if (mask & BIT_SSE && get(area + LEGACY_MXCSR, 4) != 0x1f80) // 13.10: MXCSR is part of this component
         in_use |= BIT_SSE;
-    struct pieces list = {.count = 0};
+    struct pieces list;
+    list.count = 0;
     add_components(v, &list, in_use, in_use & BIT_SSE, COMPACTED | mask);
     add_piece(&list, HEADER, 16, HEADER);
     put(area + HEADER, 8, in_use);
@@ -489,7 +491,8 @@ void op_xrstor(struct vcpu *v, const struct insn *in)
     put(area + LEGACY_MXCSR, 4, host_mxcsr());
     if (r.compacted && r.mask & BIT_SSE && !(r.present & BIT_SSE))
         put(area + LEGACY_MXCSR, 4, 0x1f80);
-    struct pieces list = {.count = 0};
+    struct pieces list;
+    list.count = 0;
     add_components(v, &list, r.present, false, r.compacted);
     load_pieces(v, in, base, &list, area);
     if (r.mxcsr)

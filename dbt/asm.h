@@ -81,6 +81,14 @@ static inline void a_table(struct asm_buf *a, unsigned reg, uint64_t addr, unsig
     a32(a, (uint32_t)addr);
 }
 
+// ModRM for [addr], addr below 2 GiB.
+static inline void a_low(struct asm_buf *a, unsigned reg, uint64_t addr)
+{
+    a_modrm(a, 0, reg, 4);
+    a8(a, 0x25);
+    a32(a, (uint32_t)addr);
+}
+
 static inline void a_mov_rr(struct asm_buf *a, unsigned size, unsigned dst, unsigned src)
 {
     a_rex(a, size, src, 0, dst, 0);
@@ -111,6 +119,11 @@ static inline void a_store_imm32_abs(struct asm_buf *a, unsigned size, uint64_t 
     a8(a, 0xc7);
     a_abs(a, 0, addr, 4);
     a32(a, imm);
+}
+static inline void a_inc_abs(struct asm_buf *a, uint64_t addr) // inc qword [addr]: changes flags
+{
+    a_bytes(a, "\x48\xff", 2);
+    a_abs(a, 0, addr, 0);
 }
 static inline void a_load_table(struct asm_buf *a, unsigned dst, uint64_t addr, unsigned index)
 {

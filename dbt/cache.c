@@ -199,7 +199,7 @@ bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *ri
 void cache_link(struct dbt *d, struct exit *e, struct block *to)
 {
     struct block *from = exit_block(e);
-    if (e->to || from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || to->key != e->key)
+    if (e->to || from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || to->key != exit_key(e))
         return;
     if (e->kind == EXIT_FAR) {
         if (!e->logged) {

@@ -136,7 +136,7 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     struct dbt *d = t->d;
     struct block *b = t->b;
     bool leaves = far(t, rip);
-    if (b->exit_count == 2 || t->a.overflow)
+    if (b->exit_count == t->side_exits + 2 || t->a.overflow)
         return NULL;
     uint64_t *slot = leaves ? cache_slot(d) : NULL;
     if (leaves && !slot) {
@@ -144,8 +144,9 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
         return NULL;
     }
     struct exit *e = &b->exits[b->exit_count];
-    *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .key = b->key & ~KEY_NOMERGE,
-                       .site = (uint32_t)(uint64_t)slot, .index = b->exit_count++};
+    *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .block = (uint32_t)(uint64_t)b,
+                       .site = (uint32_t)(uint64_t)slot, .tlb = (b->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT};
+    b->exit_count++;
     return e;
 }
 
@@ -164,6 +165,13 @@ static void leave_parked(struct translation *t)
 {
     if (t->flags == FLAGS_HOST)
         flags_park(t);
+}
+
+// For --stats. The host's flags are free.
+static void count(struct translation *t, uint64_t counter)
+{
+    if (t->d->measured)
+        a_inc_abs(&t->a, counter);
 }
 
 static void leaves_at(const struct translation *t, struct exit *e, enum out_state state)
@@ -205,18 +213,15 @@ void emit_exit_to(struct translation *t, uint64_t rip)
 static void emit_exit_if(struct translation *t, unsigned cc, uint64_t rip)
 {
     struct asm_buf *a = &t->a;
-    uint32_t out = offset_here(t);
-    uint8_t *site = a_jcc(a, cc);
     struct exit *e = one(t) || far(t, rip & t->rip_mask) ? NULL : new_exit(t, rip & t->rip_mask);
     if (e) {
-        e->out = out;
-        e->at_out = OUT_BRANCH;
+        leaves_at(t, e, OUT_BRANCH);
+        uint8_t *site = a_jcc(a, cc);
         e->site = (uint32_t)(uint64_t)(site + a->to_run);
         cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
         return;
     }
-    uint8_t *over = a_jmp(a);
-    a_patch(a, site);
+    uint8_t *over = a_jcc(a, cc ^ 1);
     emit_exit_to(t, rip);
     a_patch(a, over);
 }
@@ -290,6 +295,7 @@ static void emit_jump_indirect(struct translation *t, struct ginsn *g)
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
         return;
     }
+    count(t, DBT(t, n.indirects));
     if (d->context) { // if (tag[rip & 0xffff] == rip) goto *code[...]
         uint32_t begin = offset_here(t);
         uint8_t *miss = emit_lookup(t);
@@ -357,6 +363,7 @@ static void emit_ret(struct translation *t, struct ginsn *g)
         emit_jump_indirect(t, g);
         return;
     }
+    count(t, DBT(t, n.returns));
     emit_branch_id(t, g, size + (uint32_t)extra);
     uint32_t begin = offset_here(t);
     a8(a, 0xc3);
@@ -376,14 +383,16 @@ static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
 {
     unsigned cc = g->z.opcode & 15u;
     if (out_of_code(t, target)) {
-        uint8_t *taken = a_jcc(&t->a, cc);
-        emit_exit_to(t, g->rip + g->z.length);
-        a_patch(&t->a, taken);
+        uint8_t *over = a_jcc(&t->a, cc ^ 1);
         emit_bad_branch(t, g);
-        return;
+        a_patch(&t->a, over);
+    } else {
+        emit_exit_if(t, cc, target);
     }
-    emit_exit_if(t, cc, target);
-    emit_exit_to(t, g->rip + g->z.length);
+    if (g == &t->insn[t->count - 1])
+        emit_exit_to(t, g->rip + g->z.length);
+    else
+        t->ended = false; // the block goes on behind it
 }
 
 // LOOPcc and JCXZ: counter in CX, ECX or RCX by address size; no flag is written.

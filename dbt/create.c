@@ -71,6 +71,7 @@ void dbt_destroy(struct vcpu *v)
         return;
     v->engine = NULL;
     v->listener = (struct vcpu_listener){0};
+    measure_end(d);
     signal_detach(d);
     cache_destroy(d);
     munmap(d->tr, sizeof *d->tr);

@@ -9,7 +9,6 @@
 //   everything else, flags, x87/SSE/AVX: the same register in the host
 #pragma once
 #include <setjmp.h>
-#include <stddef.h>
 #include <Zydis/Zydis.h>
 #include "cpu/cpu.h"
 #include "cpu/engine.h"
@@ -52,6 +51,11 @@ extern const uint8_t host_of_guest[16];
 #define KEY_SMAP      0x02000000u
 #define KEY_NOMERGE   0x00400000u // every access has its own check
 
+static inline unsigned key_bits(uint32_t key) // of the code: 16, 32, 64
+{
+    return (key & KEY_CODE_MASK) == KEY_CODE64 ? 64 : key & KEY_CODE32 ? 32 : 16;
+}
+
 struct block;
 
 // The guest's state at the jump of an exit: its target comes next, with flags in the host or parked; or the branch
@@ -67,18 +71,21 @@ struct exit { // a direct exit of a block
     uint64_t target;                            // RIP
     uint32_t to;                                // low pointer to the linked block
     uint32_t incoming_next, incoming_prev;      // low pointers: the other exits linked to it
-    uint32_t key;                               // of the block it leads to
+    uint32_t block;                             // low pointer to its own block
     uint32_t cold;                              // run address of its unlinked code
     uint32_t site;                              // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
     uint32_t out;                               // offset of the jump in the block's code
-    uint8_t kind, at_out, logged, index;        // enum exit_kind, enum out_state; which of its block's exits it is
+    uint8_t kind, at_out, logged;               // enum exit_kind, enum out_state
+    uint8_t tlb;                                // TLB kind of the block it leads to
 };
 
+#define NOT_BORROWED 0xff
 struct map_entry { // start of a guest instruction
     uint32_t host; // offset in the block's code
     uint16_t guest; // offset in the block's guest bytes
-    uint8_t shadow; // the instruction before was STI: no interrupt may come between
-    uint8_t parked; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
+    uint8_t shadow : 1; // the instruction before was STI: no interrupt may come between
+    uint8_t parked : 2; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
+    uint8_t borrowed;   // guest register whose value is in `tmp` when its operation runs, NOT_BORROWED: none
 };
 
 struct span { // host code during which the guest's RIP is in T0 and its flags are parked
@@ -108,12 +115,12 @@ struct block {
     uint32_t incoming;       // low pointer to the linked exits into this block
     struct map_entry *map;
     struct block *hash_next;
-    struct exit exits[2];
+    struct exit *exits;
     uint8_t exit_count;
     uint8_t range_count;
     uint8_t indirect_count;
     struct span indirect[2]; // indirect exits, and the landing of a CALL's prediction
-    struct range range[4];   // guest bytes the translation depends on: first its own, then what liveness peeked at
+    struct range *range;     // guest bytes the translation depends on: first its own, then what liveness peeked at
 };
 
 struct vector_layout { // offsets in the XSAVE area
@@ -160,7 +167,12 @@ struct context {
 
 static inline struct block *exit_block(const struct exit *e)
 {
-    return (struct block *)((uint8_t *)(e - e->index) - offsetof(struct block, exits));
+    return LOW(struct block, e->block);
+}
+
+static inline uint32_t exit_key(const struct exit *e) // of the block it leads to
+{
+    return (exit_block(e)->key & ~(KEY_TLB_MASK | KEY_NOMERGE)) | (uint32_t)e->tlb << KEY_TLB_SHIFT;
 }
 
 // The cache is filled region by region; the next one to be filled loses what it holds.
@@ -177,17 +189,31 @@ struct region {
     uint32_t *blocks;     // [REGION_BLOCKS] low pointers in order of code address, dead ones too
 };
 
+struct trail { // the last ways into translated code through C (struct engine_step)
+    struct {
+        uint64_t rip;
+        uint32_t key, error;
+        uint16_t detail;
+        uint8_t kind;
+    } step[ENGINE_STEPS];
+    uint32_t at; // of the oldest
+};
+
 #define IB_LOG 65536
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
 
 #define MAX_INSNS 64 // of a block
-#define MAX_PLANTED (MAX_INSNS + 4)
+#define MAX_SIDE_EXITS 4 // conditional branches that a block goes on behind
+#define MAX_EXITS (MAX_SIDE_EXITS + 2)
+#define MAX_RANGES (MAX_SIDE_EXITS + 3)
+#define MAX_PLANTED (MAX_INSNS + MAX_EXITS + 2)
 struct planted { // a breakpoint in translated code (plant.c)
     uint32_t at; // run address
     uint8_t byte; // that belongs there
 };
 
+#define ENTRY_COUNTERS 16 // a power of two
 struct dbt_counters {
     uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
@@ -195,11 +221,18 @@ struct dbt_counters {
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
     uint64_t steps, services, segment_checks, faults;
     uint64_t executed; // guest instructions, if they are counted
+    uint64_t indirects, returns, entered[ENTRY_COUNTERS]; // branches and blocks executed, while it is measured
     uint64_t op_count[OP_COUNT];
 };
 
 enum fpu_place { FPU_LIVE, FPU_SAVED, FPU_VECTORS_SAVED /* vectors.c */ };
 enum vector_kind { VECTORS_XMM, VECTORS_YMM, VECTORS_ZMM_K16 /* no AVX512BW */, VECTORS_ZMM };
+
+// Where the sampling signal of --stats found the thread (dbt/measure.c).
+enum sample_place { SAMPLE_TRANSLATED, SAMPLE_HELPERS, SAMPLE_TRANSLATOR, SAMPLE_DEVICES, SAMPLE_ELSEWHERE, SAMPLE_PLACES };
+struct samples {
+    uint64_t count, cpu_ns; // cpu_ns: of the thread, since the sample before each
+};
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
@@ -208,7 +241,6 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t spill_ax, spill_cx, tmp, target;
     uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
     uint32_t slow_info, flags;
-    uint64_t borrowed;             // with KEY_AC: 1 + host register whose value is in tmp while the instruction runs; 0: none
     uint64_t branch;               // struct branch of the one that is looked up
     uint64_t call_rip;             // where an indirect CALL goes once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them
@@ -230,7 +262,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t slow_begin, slow_end;     // stubs that return into a block
     uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
 
-    // code cache: two mappings of one memfd
+    // code cache: two mappings of the same memory
     uint8_t *rw;
     uint64_t rx;
     uint64_t cache_size, cache_stubs;
@@ -287,6 +319,11 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint32_t kick_us[64]; // interrupts by microseconds from kick to handler, the last for 63 and more
     uint64_t kick_cycles_max;
     struct dbt_counters n;
+    struct trail trail;
+    bool measured; // translated code counts, and the timer samples
+    int sample_timer;
+    uint64_t sampled_cpu_ns;
+    struct samples samples[SAMPLE_PLACES];
     struct translation *tr; // translator's work space
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;
@@ -294,6 +331,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     void (*trace_event)(struct dbt *d, enum dbt_event event, uint64_t a, uint64_t b);
     FILE *trace_file; // of trace_event()
     bool trace_exc, trace_mmu;
+    FILE *perf_file; // --perf; null when off
+    const char *perf_mark; // begins its lines
 };
 
 // ---- cache.c
@@ -428,6 +467,14 @@ bool plant_is_at(const struct dbt *d, uint64_t at);
 int signal_attach(struct dbt *d);
 void signal_detach(struct dbt *d);
 void signal_kick(struct dbt *d); // any thread
+
+// ---- trace.c, perf.c
+void trace_choose_hook(struct dbt *d); // trace_block is set only where somebody wants blocks
+void perf_print_block(struct dbt *d, const struct block *b);
+
+// ---- measure.c
+void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, uint64_t value), void *opaque);
+void measure_end(struct dbt *d);
 
 // ---- create.c
 struct dbt_hooks {

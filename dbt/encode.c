@@ -127,7 +127,7 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
         a8(a, mandatory);
     else if (rep && z->mnemonic != ZYDIS_MNEMONIC_NOP && (lock || rep == 0xf3) && z->mnemonic == ZYDIS_MNEMONIC_PAUSE)
         a8(a, rep);
-    unsigned opcode = z->opcode;
+    unsigned opcode = z->opcode ^ (e->flip ? 2 : 0);
     bool modrm = z->raw.modrm.offset;
     unsigned reg = e->reg >= 0 ? (unsigned)e->reg : f.reg;
     unsigned rm = e->rm >= 0 ? (unsigned)e->rm : f.rm;
@@ -297,7 +297,38 @@ static bool rm_may_be_memory(const struct ginsn *g)
     return false;
 }
 
-// A host register the instruction does not use, to be borrowed.
+static uint8_t guest_of_host(unsigned host)
+{
+    uint8_t guest = 0;
+    while (host_of_guest[guest] != host)
+        guest++;
+    return guest;
+}
+
+// Those of 64 bits whose r/m destination may be it.
+static bool rm_may_be_written_in_memory(const struct ginsn *g)
+{
+    const ZydisDecodedInstruction *z = &g->z;
+    if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || !z->raw.modrm.offset || z->operand_width != 64 ||
+        z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+        return false;
+    switch (z->opcode) {
+    case 0x81: case 0x83: case 0x89: case 0xc1: case 0xc7: case 0xd1: case 0xd3: return true;
+    case 0xf7: return z->raw.modrm.reg == 2 || z->raw.modrm.reg == 3;
+    case 0xff: return z->raw.modrm.reg < 2;
+    default: return z->opcode < 0x40 && (z->opcode & 7) == 1;
+    }
+}
+
+// OP r/m, r that can as well be OP r, r/m.
+static bool has_other_direction(const struct ginsn *g)
+{
+    const ZydisDecodedInstruction *z = &g->z;
+    return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && z->operand_width >= 32 &&
+           z->raw.modrm.offset && z->raw.modrm.mod == 3 && ((z->opcode < 0x40 && (z->opcode & 7) == 1) || z->opcode == 0x89);
+}
+
+// A host register the instruction does not use, to be borrowed. At most one is, of an instruction with three operands.
 static unsigned free_host(const struct ginsn *g, const struct enc *e, unsigned taken)
 {
     static const uint8_t candidates[] = {H_8, H_9, H_10, H_11, H_SI, H_BX};
@@ -427,7 +458,13 @@ void emit_plain(struct translation *t, struct ginsn *g)
             *u->field = (int)h;
             continue;
         }
-        if (h == HOMED && u->field == &e.rm && !mem && !u->write && rm_may_be_memory(g)) {
+        if (h == HOMED && u->field == &e.rm && !mem && (u->write ? rm_may_be_written_in_memory(g) : rm_may_be_memory(g))) {
+            e.mem = ENC_ABS;
+            e.abs = STATE(t, gpr[u->guest]);
+            continue;
+        }
+        if (h == HOMED && u->field == &e.reg && !u->write && has_other_direction(g) && host_reg(insn_fields(g).rm) != HOMED) {
+            e.flip = true;
             e.mem = ENC_ABS;
             e.abs = STATE(t, gpr[u->guest]);
             continue;
@@ -444,6 +481,10 @@ void emit_plain(struct translation *t, struct ginsn *g)
         scratch_read[s] |= u->read || u->size < 4 || u->maybe || g->z.mnemonic == ZYDIS_MNEMONIC_BSF ||
                            g->z.mnemonic == ZYDIS_MNEMONIC_BSR; // a source of zero leaves the destination alone
         *u->field = -2 - (int)s;
+    }
+    if (e.flip) {
+        e.reg = e.rm;
+        e.rm = -1;
     }
     unsigned taken = 0;
     if (scratches) {
@@ -465,9 +506,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
             } else {
                 scratch_host[s] = (uint8_t)free_host(g, &e, taken);
                 borrowed[s] = true;
+                t->map[t->current].borrowed = guest_of_host(scratch_host[s]);
                 a_store_abs(a, 8, DBT(t, tmp), scratch_host[s]);
-                if (t->key & KEY_AC) // the instruction itself may fault
-                    a_store_imm32_abs(a, 8, DBT(t, borrowed), scratch_host[s] + 1u);
             }
             taken |= 1u << scratch_host[s];
             if (scratch_host[s] == T1)
@@ -493,10 +533,7 @@ void emit_plain(struct translation *t, struct ginsn *g)
     for (unsigned s = 0; s < scratches; s++) {
         if (scratch_write[s])
             store_guest(t, scratch_guest[s], scratch_host[s]);
-        if (borrowed[s]) {
+        if (borrowed[s])
             a_load_abs(a, 8, scratch_host[s], DBT(t, tmp));
-            if (t->key & KEY_AC)
-                a_store_imm32_abs(a, 8, DBT(t, borrowed), 0);
-        }
     }
 }

@@ -89,7 +89,7 @@ static void emit_ac(struct translation *t, struct ginsn *g)
     t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
     if (b->exit_count > exits)
-        b->exits[exits].key = key;
+        b->exits[exits].tlb = (uint8_t)kind;
 }
 
 void emit_inline(struct translation *t, struct ginsn *g, bool last)

@@ -17,14 +17,17 @@ struct ginsn { // one decoded guest instruction
     uint8_t sens;        // enum insn_op of CLASS_SENSITIVE
 };
 
-enum cold_kind { COLD_SLOW, COLD_SEGMENT, COLD_EXIT };
+enum cold_kind { COLD_SLOW, COLD_CONSTANT /* la in `la` */, COLD_SEGMENT, COLD_EXIT };
 struct cold {
     uint8_t kind;
     uint8_t write;
     uint32_t info;
     uint8_t *from; // rel32 of the jump to it
     uint8_t *back; // where it returns to (writable mapping)
-    struct exit *exit; // COLD_EXIT; `from` is null where a slot leads to it
+    union {
+        struct exit *exit; // COLD_EXIT; `from` is null where a slot leads to it
+        uint64_t la;
+    };
 };
 
 #define EA_IN_T0 (-2) // as base: the offset is in T0 already
@@ -81,6 +84,8 @@ struct translation {
     uint16_t rule_of[ZYDIS_MNEMONIC_MAX_VALUE + 1]; // classify.c: 1 + index of the mnemonic's rule, 0: none
     struct ginsn insn[MAX_INSNS];
     unsigned count;
+    unsigned side_exits;
+    struct range range[MAX_RANGES];
     struct ginsn peek;
     struct cold cold[MAX_INSNS * 6 + 4];
     unsigned cold_count;
@@ -138,6 +143,7 @@ struct enc {
     enum enc_mem mem;
     uint64_t abs;
     bool byte_low; // an 8-bit operand is one of the host's SPL..DIL
+    bool flip;     // the opcode's other direction: what was r/m is in `reg`, and the reverse
 };
 void encode(struct translation *t, const struct ginsn *g, const struct enc *e);
 void emit_masked_again(struct translation *t, const struct ginsn *g, const struct enc *e);

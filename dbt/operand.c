@@ -149,6 +149,54 @@ static void mem_keep_delta(struct translation *t, struct merge_group *g, const s
     t->based_disp = (int32_t)ea->disp;
 }
 
+static void flags_from_ax(struct translation *t) // and AX from where mem_begin() put it
+{
+    struct asm_buf *a = &t->a;
+    a_bytes(a, "\x04\x7f", 2); // add al, 127
+    a8(a, 0x9e);               // sahf
+    a_load_abs(a, 8, H_AX, DBT(t, spill_ax));
+}
+
+static uint64_t ea_constant(const struct ea *ea)
+{
+    return (uint64_t)ea->disp & (ea->addr_size == 8 ? ~0ull : ea->addr_size == 4 ? 0xffffffffull : 0xffffull);
+}
+
+// An address known now, RIP-relative or absolute, of an access within a page.
+static bool is_constant(const struct ea *ea, unsigned size)
+{
+    return ea->base == -1 && ea->index < 0 && (ea_constant(ea) & (PAGE_SIZE - 1)) + size <= PAGE_SIZE;
+}
+
+// Its place in the TLB is known too:  cmp [tag + i*8], page ; jne cold ; mov t1, [host_page + i*8] ; mov t0, offset
+static void mem_constant(struct translation *t, uint64_t la, uint32_t info, bool write)
+{
+    struct asm_buf *a = &t->a;
+    const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
+    unsigned i = la >> PAGE_SHIFT & (TLB_ENTRIES - 1);
+    uint64_t page = la & -PAGE_SIZE, tag = (uint64_t)&(write ? set->write_tag : set->read_tag)[i];
+    if ((int64_t)page == (int32_t)page) {
+        a_rex(a, 8, 0, 0, 0, 0);
+        a8(a, 0x81);
+        a_low(a, 7, tag);
+        a32(a, (uint32_t)page);
+    } else {
+        a_mov_imm(a, T0, page);
+        a_rex(a, 8, T0, 0, 0, 0);
+        a8(a, 0x39);
+        a_low(a, T0, tag);
+    }
+    struct cold *c = cold_add(t, COLD_CONSTANT, info, write, a_jcc(a, CC_NE));
+    c->la = la;
+    if (info & SLOW_FLAGS)
+        flags_from_ax(t);
+    a_rex(a, 8, T1, 0, 0, 0);
+    a8(a, 0x8b);
+    a_low(a, T1, (uint64_t)&set->host_page[i]);
+    a_mov_imm(a, T0, la & (PAGE_SIZE - 1));
+    c->back = a->p;
+}
+
 void mem_begin(struct translation *t, const struct ea *operand, unsigned size, bool write, bool read_too)
 {
     struct asm_buf *a = &t->a;
@@ -172,8 +220,8 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
     }
     uint32_t info = (uint32_t)size | (write ? SLOW_WRITE : 0) | (live ? SLOW_FLAGS : 0) | (t->flags == FLAGS_PARKED ? SLOW_PARKED : 0) | ea->sreg << SLOW_SEG_SHIFT |
                     (read_too ? SLOW_READ_TOO : 0) | (group ? SLOW_GROUP : t->operand);
-    mem_offset(t, ea);
     if (bounce(t)) {
+        mem_offset(t, ea);
         a_store_imm32_abs(a, 4, DBT(t, slow_info), info);
         a_call_to(a, t->d->stub_bounce);
         if (t->key & KEY_AC)
@@ -182,13 +230,19 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
             t->committed = true;
         return;
     }
+    bool flat = segment_flat(t, ea->sreg), constant = flat && is_constant(ea, size);
+    if (!constant)
+        mem_offset(t, ea);
     if (live) {
         a_store_abs(a, 8, DBT(t, spill_ax), H_AX);
         a8(a, 0x9f); // lahf
         a_bytes(a, "\x0f\x90\xc0", 3); // seto al
     }
+    if (constant) {
+        mem_constant(t, ea_constant(ea), info, write);
+        return;
+    }
     struct cold *seg_cold = NULL;
-    bool flat = segment_flat(t, ea->sreg);
     if (!flat && t->code_size == 8) {
         a_load_abs(a, 8, T1, STATE(t, seg[ea->sreg].base));
         a_lea(a, 8, T0, T0, T1, 1, 0);
@@ -213,11 +267,8 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
     a_modrm(a, 3, 7, T0);
     a32(a, 4096 - size);
     struct cold *c = cold_add(t, COLD_SLOW, info, write, a_jcc(a, CC_A));
-    if (live) {
-        a_bytes(a, "\x04\x7f", 2); // add al, 127
-        a8(a, 0x9e);               // sahf
-        a_load_abs(a, 8, H_AX, DBT(t, spill_ax));
-    }
+    if (live)
+        flags_from_ax(t);
     a_load_table(a, T1, (uint64_t)(group ? set->addend : set->host_page), T1);
     c->back = a->p;
     if (group)
@@ -248,6 +299,14 @@ void mem_cold(struct translation *t)
             a_mov_imm(a, T0, (uint64_t)c->exit);
             a_jmp_to(a, c->exit->kind == EXIT_FAR ? t->d->stub_chain : t->d->stub_chain_host);
             continue;
+        }
+        if (c->kind == COLD_CONSTANT) { // what the check of a computed address leaves in T0 and T1
+            const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
+            a_mov_imm(a, T1, c->la >> PAGE_SHIFT & (TLB_ENTRIES - 1));
+            a_mov_imm(a, T0, c->la);
+            a_rex(a, 8, T0, T1, 0, 0);
+            a8(a, 0x2b);
+            a_table(a, T0, (uint64_t)(c->write ? set->write_tag : set->read_tag), T1);
         }
         a_store_imm32_abs(a, 4, DBT(t, slow_info), c->info);
         a_call_to(a, c->kind == COLD_SEGMENT ? t->d->stub_seg

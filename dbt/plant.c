@@ -27,7 +27,7 @@ bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bo
         const struct exit *e = &b->exits[i];
         if (e->out != off)
             continue;
-        *rip = e->at_out == OUT_BRANCH ? b->rip + b->map[b->map_count - 1].guest : e->target;
+        *rip = e->at_out == OUT_BRANCH ? b->rip + cache_map(b, at)->guest : e->target;
         *parked = e->at_out == OUT_PARKED;
         return true;
     }

@@ -1,4 +1,4 @@
-// The memory of the translation cache: code in one memfd mapped twice (writable, executable), blocks and what belongs to
+// The memory of the translation cache: code in memory mapped twice (writable, executable), blocks and what belongs to
 // them in an arena below 2 GiB, slots of exits to other pages.
 //
 // All three are divided into as many regions, which are filled one after the other. When the last is full the first comes
@@ -53,15 +53,29 @@ static void region_reset(struct dbt *d, unsigned i)
     r->block_count = 0;
 }
 
+// One memory, mapped to be written and again, below 2 GiB, to be executed. It is anonymous and not of memfd_create(),
+// because perf asks its map file (dbt/perf.c) about addresses in anonymous memory only.
+static int map_code(struct dbt *d)
+{
+    void *rw = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *low = map_low(CODE_SIZE, -1, PROT_NONE);
+    if (rw == MAP_FAILED || !low)
+        return -ENOMEM;
+    d->cache_size = CODE_SIZE;
+    d->rw = rw;
+    d->rx = (uint64_t)low;
+    // an old size of 0 leaves the mapping where it is and makes another (mremap(2))
+    if (mremap(rw, 0, CODE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, low) == MAP_FAILED ||
+        mprotect(low, CODE_SIZE, PROT_READ | PROT_EXEC) < 0)
+        return -errno;
+    return 0;
+}
+
 int cache_create(struct dbt *d)
 {
-    int fd = memfd_create("gnomon-code", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, CODE_SIZE) < 0)
-        return -errno;
-    d->cache_size = CODE_SIZE;
-    d->rw = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    d->rx = (uint64_t)map_low(CODE_SIZE, fd, PROT_READ | PROT_EXEC);
-    close(fd);
+    int result = map_code(d);
+    if (result)
+        return result;
     d->arena = map_low(ARENA_SIZE, -1, PROT_READ | PROT_WRITE);
     d->slots = map_low(SLOT_COUNT * 8, -1, PROT_READ | PROT_WRITE);
     uint32_t *blocks = map_any(REGIONS * REGION_BLOCKS * sizeof *blocks);
@@ -84,7 +98,7 @@ int cache_create(struct dbt *d)
         c->code = c->tag + 65536;
         c->tag[0] = 1; // an entry that no RIP with these low bits matches
     }
-    if (d->rw == MAP_FAILED || !d->rx || !d->arena || !d->slots || !blocks || !d->hash || !d->pages || !d->page_evicted)
+    if (!d->arena || !d->slots || !blocks || !d->hash || !d->pages || !d->page_evicted)
         return -ENOMEM;
     for (unsigned i = 0; i < REGIONS; i++) {
         d->regions[i].blocks = blocks + i * REGION_BLOCKS;

@@ -32,6 +32,25 @@ static uint32_t requests(const struct vcpu *v) { return __atomic_load_n(&v->requ
 
 static bool must_stop(const struct dbt *d) { return requests_due(d->v); }
 
+// For crash reports: C is entered here anyway, so a ring of these costs translated code nothing.
+static inline void note_step(struct dbt *d, enum engine_step_kind kind, uint64_t rip, unsigned detail)
+{
+    struct trail *t = &d->trail;
+    unsigned at = t->at;
+    t->step[at].rip = rip;
+    t->step[at].key = d->key;
+    t->step[at].detail = (uint16_t)detail;
+    t->step[at].kind = (uint8_t)kind;
+    t->at = at + 1 < ENGINE_STEPS ? at + 1 : 0;
+}
+
+static void note_exception(struct dbt *d)
+{
+    const struct cpu_event *e = &d->v->event;
+    d->trail.step[d->trail.at].error = e->has_error ? e->error : 0;
+    note_step(d, STEP_EXCEPTION, d->v->s.rip, e->vector);
+}
+
 // Block for the exact state in v->s.
 static struct block *next_block(struct dbt *d)
 {
@@ -49,10 +68,12 @@ static struct block *next_block(struct dbt *d)
     struct block *b = cache_find(d, v->s.rip, page.gpa, key);
     if (!b) {
         uint64_t begin = __builtin_ia32_rdtsc();
+        vcpu_does(v, DOING_TRANSLATION);
         vectors_save(d);
         d->fpu_saved = FPU_VECTORS_SAVED;
         b = translate(d, key);
         fpu_in(d);
+        vcpu_does(v, DOING_CORE);
         d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
     }
     return b;
@@ -64,6 +85,7 @@ static uint64_t next_code(struct dbt *d)
     d->n.dispatches++;
     if (v->mode_gen != d->key_gen)
         mode_update(d);
+    note_step(d, STEP_BLOCK, v->s.rip, 0);
     if (!d->force && d->context &&
         !(v->s.rflags & FL_TF || v->s.shadow & (SHADOW_STI | SHADOW_MOV_SS))) {
         unsigned i = v->s.rip & 0xffff;
@@ -84,6 +106,7 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
     uint64_t evictions = d->n.evictions;
     if (must_stop(d))
         return run_service(d);
+    note_step(d, STEP_LINK, e->target, 0);
     struct block *b = next_block(d);
     if (d->n.evictions == evictions && !(b->key & KEY_ONE))
         cache_link(d, e, b);
@@ -156,6 +179,7 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     d->n.op_count[s->in.op]++;
     s->count++;
     v->s.rip = s->rip;
+    note_step(d, STEP_SENSITIVE, s->rip, s->in.op);
     d->force = 0;
     bool tf = v->s.rflags & FL_TF;
     uint8_t shadow = v->s.shadow;
@@ -401,9 +425,11 @@ uint64_t run_service(struct dbt *d)
         if (r & (REQ_SHADOW | REQ_TIMER))
             __atomic_and_fetch(&v->requests, ~(REQ_SHADOW | REQ_TIMER), __ATOMIC_ACQ_REL);
         if (r & REQ_TIMER) {
+            vcpu_does(v, DOING_DEVICES);
             fpu_out(d);
             d->host.run_timers(d->host.opaque);
             fpu_in(d);
+            vcpu_does(v, DOING_CORE);
         }
         if (r & REQ_INIT) {
             __atomic_and_fetch(&v->requests, ~REQ_INIT, __ATOMIC_ACQ_REL);
@@ -412,6 +438,7 @@ uint64_t run_service(struct dbt *d)
         if (cpu_take_pending(v)) {
             d->n.interrupts++;
             interrupted = true;
+            note_step(d, STEP_INTERRUPT, v->s.rip, v->event.vector);
             d->force = 0;
             debug_traps(v, false); // breakpoints on the handler's stack
         }
@@ -425,9 +452,11 @@ uint64_t run_service(struct dbt *d)
             break;
         if (requests_due(v))
             continue;
+        vcpu_does(v, DOING_IDLE);
         fpu_out(d);
         d->host.idle(d->host.opaque);
         fpu_in(d);
+        vcpu_does(v, DOING_CORE);
         d->kicked_tsc = 0;
     }
     uint64_t code = next_code(d);
@@ -450,16 +479,19 @@ static enum engine_stop software_run(struct vcpu *v)
     struct dbt *volatile keep = v->engine;
     struct dbt *d = keep;
     d->stop = 0;
+    vcpu_does(v, DOING_CORE);
     fpu_in(d);
     if (__builtin_setjmp(v->throw_buf)) {
         d = keep;
         struct vcpu *w = d->v;
+        vcpu_does(w, DOING_CORE);
         if (d->fpu_saved)
             fpu_in(d);
         if (d->in_slow)
             find_slow_rip(d);
         if (!d->stop && !d->restart) {
             d->n.exceptions++;
+            note_exception(d);
             d->force = 0;
             w->debug_hits = 0; // the instruction did not complete
             cpu_deliver(w);
@@ -475,6 +507,7 @@ static enum engine_stop software_run(struct vcpu *v)
     if (d->v->x87_hidden)
         cpu_x87_unhide(d->v);
     fpu_out(d);
+    vcpu_does(d->v, DOING_NOTHING);
     return (enum engine_stop)(d->stop - 1);
 }
 

@@ -26,12 +26,9 @@ static bool in_blocks(const struct dbt *d, uint64_t rip)
     return cache_contains(d, rip);
 }
 
-static void take_state(struct dbt *d, greg_t *r, uint64_t rip, bool parked)
+static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked)
 {
     struct cpu_state *s = &d->v->s;
-    if (d->borrowed)
-        r[greg_of_host[d->borrowed - 1]] = (greg_t)d->tmp;
-    d->borrowed = 0;
     for (unsigned g = 0; g < 16; g++)
         if (host_of_guest[g] != HOMED)
             s->gpr[g] = (uint64_t)r[greg_of_host[host_of_guest[g]]];
@@ -153,7 +150,10 @@ static void on_fault(int sig, siginfo_t *info, void *context)
         // fall through
     default: die(d, sig, info, r); return;
     }
-    take_state(d, r, rip, cache_map(b, at)->parked & 2);
+    const struct map_entry *m = cache_map(b, at);
+    take_state(d, r, rip, m->parked & 2);
+    if (m->borrowed != NOT_BORROWED)
+        d->v->s.gpr[m->borrowed & 15] = d->tmp;
     d->fault_vector = (unsigned)r[REG_TRAPNO];
     r[REG_RIP] = (greg_t)d->stub_fault;
     r[REG_EFL] &= ~FL_AC;

@@ -42,13 +42,24 @@ void trace_print_block(FILE *out, struct dbt *d, const struct block *b)
     fflush(out);
 }
 
-static void on_block(void *opaque, struct dbt *d, const struct block *b) { trace_print_block(opaque, d, b); }
+static void on_block(void *opaque, struct dbt *d, const struct block *b)
+{
+    if (opaque)
+        trace_print_block(opaque, d, b);
+    if (d->perf_file)
+        perf_print_block(d, b);
+}
+
+void trace_choose_hook(struct dbt *d)
+{
+    d->trace_block = d->trace_opaque || d->perf_file ? on_block : NULL;
+}
 
 void engine_software_trace_code(struct vcpu *v, FILE *out)
 {
     struct dbt *d = v->engine;
-    d->trace_block = out ? on_block : NULL;
     d->trace_opaque = out;
+    trace_choose_hook(d);
 }
 
 // Cost nothing when off: the listener is null, and the flushes' hooks test a flag.
@@ -134,12 +145,44 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)
         emit(opaque, rows[i].name, rows[i].value);
+    measure_emit(v->engine, emit, opaque);
     for (unsigned i = 0; i < OP_COUNT; i++)
         if (n->op_count[i]) {
             char name[64];
             snprintf(name, sizeof name, "helper_%s", insn_names[i]);
             emit(opaque, name, n->op_count[i]);
         }
+}
+
+static struct engine_step step_of(enum engine_step_kind kind, uint64_t rip, uint32_t key, unsigned detail)
+{
+    return (struct engine_step){.rip = rip, .detail = (uint16_t)detail, .kind = (uint8_t)kind, .bits = (uint8_t)key_bits(key),
+                                .cpl = (uint8_t)((key & KEY_CPL_MASK) >> KEY_CPL_SHIFT)};
+}
+
+unsigned engine_software_trail(struct vcpu *v, struct engine_step out[ENGINE_TRAIL])
+{
+    struct dbt *d = v->engine;
+    const struct trail *t = &d->trail;
+    unsigned n = 0;
+    for (unsigned i = 1; i <= ENGINE_STEPS; i++) {
+        unsigned at = (t->at + ENGINE_STEPS - i) % ENGINE_STEPS;
+        if (t->step[at].kind == STEP_NONE)
+            break;
+        out[n] = step_of((enum engine_step_kind)t->step[at].kind, t->step[at].rip, t->step[at].key, t->step[at].detail);
+        out[n++].error = t->step[at].kind == STEP_EXCEPTION ? t->step[at].error : 0;
+    }
+    // Host return addresses of the mode that ran last: each is the landing behind a CALL, which ends its block.
+    for (uint64_t sp = d->ras_sp, calls = 0; sp >= d->ras_base - RAS_SIZE && sp < d->ras_base && calls < ENGINE_CALLS; sp += 8) {
+        uint64_t landing = *(const uint64_t *)sp, rip;
+        struct block *b = cache_block_at(d, landing);
+        bool start;
+        if (!b || !cache_guest_rip(b, landing, &rip, &start))
+            break;
+        out[n++] = step_of(STEP_CALL, rip, b->key, 0);
+        calls++;
+    }
+    return n;
 }
 
 void engine_software_exact_flags(struct vcpu *v, bool exact)

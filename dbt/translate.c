@@ -25,13 +25,22 @@ static bool ends_block(const struct translation *t, const struct ginsn *g)
     }
 }
 
+static bool conditional(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z.meta.category == ZYDIS_CATEGORY_COND_BR; }
+
+// A conditional branch ahead is an exit on the side: the block goes on behind it. What jumps back is mostly taken.
+static bool goes_on_behind(const struct translation *t, const struct ginsn *g)
+{
+    return conditional(g) && (g->z.opcode & 0xf0) != 0xe0 && g->z.raw.imm[0].value.s > 0 && t->side_exits < MAX_SIDE_EXITS &&
+           !(t->key & KEY_ONE) && !t->d->count_executed;
+}
+
 uint32_t peek_live(struct translation *t, uint64_t rip)
 {
     const struct window *w = t->window;
     struct block *b = t->b;
     uint64_t off = rip + b->cs_base - w->la;
     uint32_t unknown = FL_ARITH, live = 0;
-    if (off >= w->len || b->range_count == sizeof b->range / sizeof b->range[0] || t->key & KEY_ONE)
+    if (off >= w->len || b->range_count == MAX_RANGES || t->key & KEY_ONE)
         return FL_ARITH;
     uint64_t start = off;
     for (unsigned i = 0; i < PEEK_INSNS && unknown; i++) {
@@ -82,6 +91,8 @@ static void liveness(struct translation *t)
         live = FL_ARITH;
     for (unsigned i = t->count; i-- > 0;) {
         struct ginsn *g = &t->insn[i];
+        if (i + 1 < t->count && live != FL_ARITH && conditional(g))
+            live |= peek_live(t, branch_target(t, g));
         g->live_after = live;
         live = t->d->exact_flags ? FL_ARITH : (live & ~flags_killed(g)) | flags_read(g);
         g->live = live;
@@ -109,6 +120,21 @@ static bool is_unmerged(const struct dbt *d, uint64_t rip)
     return d->unmerged[unmerged_slot(rip)] == rip;
 }
 
+// For --stats. Neighbouring blocks have different counters: blocks take few cycles, so one counter's additions would wait
+// for each other.
+static void count_entry(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    uint64_t counter = DBT(t, n.entered[t->b->code >> 4 & (ENTRY_COUNTERS - 1)]);
+    if (t->flags == FLAGS_DEAD) {
+        a_inc_abs(a, counter);
+        return;
+    }
+    a_load_abs(a, 8, T0, counter);
+    a_lea(a, 8, T0, T0, -1, 1, 1);
+    a_store_abs(a, 8, counter, T0);
+}
+
 static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
@@ -120,6 +146,9 @@ static int emit_block(struct translation *t)
     merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
     t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
+    b->exits = arena_alloc(d, sizeof *b->exits * (t->side_exits + 2));
+    if (!b->exits)
+        return -1;
     uint8_t *start = t->a.p;
     b->code = (uint32_t)asm_here(&t->a);
     if (t->key & KEY_NOMERGE)
@@ -129,16 +158,18 @@ static int emit_block(struct translation *t)
         a_lea(&t->a, 8, T0, T0, -1, 1, (int32_t)t->count);
         a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
     }
+    if (d->measured)
+        count_entry(t);
     for (unsigned i = 0; i < t->count; i++) {
         struct ginsn *g = &t->insn[i];
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
         struct map_entry *m = &t->map[i];
-        *m = (struct map_entry){.host = i ? (uint32_t)(t->a.p - start) : 0, .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow,
+        *m = (struct map_entry){.host = i ? (uint32_t)(t->a.p - start) : 0, .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow, .borrowed = NOT_BORROWED,
                                 .parked = t->flags == FLAGS_PARKED};
         t->current = i;
         t->nth = 0;
         bool keeps_t1 = i && (t->insn[i - 1].cls == CLASS_PLAIN || t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_PUSH ||
-                              t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_POP);
+                              t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_POP || conditional(&t->insn[i - 1]));
         if (!keeps_t1)
             t->t1_group = -1;
         flags_before(t, g);
@@ -167,6 +198,11 @@ static int emit_block(struct translation *t)
     if (!b->map)
         return -1;
     memcpy(b->map, t->map, sizeof b->map[0] * t->count);
+    struct range *range = arena_alloc(d, sizeof *range * b->range_count);
+    if (!range)
+        return -1;
+    memcpy(range, b->range, sizeof *range * b->range_count);
+    b->range = range;
     cache_code_used(d, b->code_len);
     return 0;
 }
@@ -200,7 +236,8 @@ static void decode_block(struct translation *t, struct window *w)
     struct block *b = t->b;
     static const uint8_t ones[16] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
     uint64_t rip = b->rip;
-    t->count = 0;
+    t->count = t->side_exits = 0;
+    b->range = t->range;
     if (w->p && t->code_size == 8)
         decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < MAX_INSNS) {
@@ -245,7 +282,9 @@ static void decode_block(struct translation *t, struct window *w)
         }
         t->count++;
         rip = (rip + g->z.length) & t->rip_mask;
-        if (ends_block(t, g))
+        if (goes_on_behind(t, g))
+            t->side_exits++;
+        else if (ends_block(t, g))
             break;
     }
     uint32_t len = 0;

@@ -136,27 +136,28 @@ struct block *block_open(const char *path, bool readonly, bool snapshot, char *e
     struct block *b = calloc(1, sizeof *b);
 
     if (!b)
-        return fail(b, error, error_size, "disk %s: out of memory", path);
+        return fail(b, error, error_size, "disk %s: out of memory: end some programs", path);
     b->overlay = -1;
     b->readonly = readonly;
     bool writer = !readonly && !snapshot;
     // O_NONBLOCK: a FIFO must not hang the start; it means nothing for files.
     b->fd = open(path, (writer ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
     if (b->fd < 0) {
-        const char *hint = writer && (errno == EACCES || errno == EROFS || errno == EPERM)
-                               ? " (try snapshot=on or readonly=on)"
-                               : "";
-        return fail(b, error, error_size, "disk %s: cannot open: %s%s", path, strerror(errno), hint);
+        const char *advice = writer && (errno == EACCES || errno == EROFS || errno == EPERM)
+                                 ? "try snapshot=on or readonly=on, or change its mode"
+                             : errno == EISDIR ? "name a raw image"
+                                               : "check its name and its mode";
+        return fail(b, error, error_size, "disk %s: cannot open: %s: %s", path, strerror(errno), advice);
     }
     int status = disk_size(b->fd, &b->size);
     if (status == -EINVAL)
-        return fail(b, error, error_size, "disk %s: neither a file nor a block device", path);
+        return fail(b, error, error_size, "disk %s: neither a file nor a block device: name a raw image", path);
     if (status)
-        return fail(b, error, error_size, "disk %s: %s", path, strerror(-status));
+        return fail(b, error, error_size, "disk %s: %s: name a raw image", path, strerror(-status));
     if (b->size == 0)
         return fail(b, error, error_size, "disk %s: is empty: give it a size first (truncate -s 4G)", path);
     if (b->size > INT64_MAX - CLUSTER)
-        return fail(b, error, error_size, "disk %s: too large", path);
+        return fail(b, error, error_size, "disk %s: too large: use one of less than 8 EiB", path);
     b->size = (b->size + SECTOR - 1) / SECTOR * SECTOR;
     if (!lock(b->fd, writer))
         return fail(b, error, error_size, "disk %s: in use by another machine%s", path,
@@ -172,7 +173,7 @@ struct block *block_open(const char *path, bool readonly, bool snapshot, char *e
         b->written = calloc(1, b->size / CLUSTER / 8 + 1);
         b->scratch = malloc(CLUSTER);
         if (!b->written || !b->scratch)
-            return fail(b, error, error_size, "disk %s: out of memory", path);
+            return fail(b, error, error_size, "disk %s: out of memory: end some programs", path);
     }
     return b;
 }

@@ -1,6 +1,7 @@
 // The machine process's side of a cell's page, and the cell's life up to its sandbox (devices/cell.h).
 #include "devices/cell.h"
 #include "devices/pc.h"
+#include "devices/sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +21,9 @@
 #define SECOND_NS    1000000000u
 #define BALANCE_NS   100000000u // how often we ask whether our CPU is somebody else's too
 #define TRACE_BUFFER 65536u
+// Lines of --perf come through the trace's pipe too; this byte begins them.
+#define PERF_MARK    "\x1e"
+#define PERF_LIMIT   (256u << 20) // bytes of the map; a guest can have code translated for ever
 
 struct cell {
     pid_t pid;
@@ -35,11 +39,13 @@ struct cell {
     uint32_t dead;
     int how; // si_code of waitid()
     int status;
-    // --trace code
+    // --trace code, exc and mmu, and --perf
     pthread_t tracer;
     bool has_tracer;
     int trace_fd;
-    FILE *trace;
+    FILE *trace, *perf; // null: not asked for
+    bool in_line, in_perf; // where the tracer is: the line at hand is perf's
+    size_t perf_bytes;
     // Where the two threads run.
     cpu_set_t allowed;
     bool pinned;
@@ -602,8 +608,10 @@ static void publish(struct machine *m)
 {
     m->page->figure_count = 0;
     memcpy(m->page->counters, &m->counters, sizeof m->counters);
-    if (m->config.engine == &engine_software)
-        engine_software_stats(m->v, publish_figure, m->page);
+    if (m->config.engine != &engine_software)
+        return;
+    engine_software_stats(m->v, publish_figure, m->page);
+    m->page->step_count = engine_software_trail(m->v, m->page->step);
 }
 
 static void cell_run_timers(void *opaque)
@@ -691,6 +699,10 @@ static void set_up_trace(struct machine *m, int fd)
     qsort(large, sizeof large / 8, 8, nothing_in_order);
     setvbuf(f, malloc(TRACE_BUFFER), _IOFBF, TRACE_BUFFER); // or it would ask fstat() how large
     pc_trace_engine(m, f);
+    if (m->config.perf_map) {
+        engine_software_perf(m->v, f, PERF_MARK);
+        m->perf_out = f;
+    }
 }
 
 _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
@@ -726,7 +738,7 @@ _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
     sandbox_drop_files(trace_fd, !m->config.sandbox);
     close(m->mem.ram_fd);
     m->mem.ram_fd = -1;
-    result = m->config.sandbox ? sandbox_enter(m->host_timer, trace_fd) : 0;
+    result = m->config.sandbox ? cell_enter_sandbox(m->host_timer, trace_fd) : 0;
     if (result)
         fail(m, CELL_NO_SANDBOX, result);
     if (m->config.in_cell)
@@ -746,6 +758,8 @@ _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
         cell_attend(m);
         __atomic_and_fetch(&m->v->requests, ~(uint32_t)REQ_EXIT, __ATOMIC_ACQ_REL);
         publish(m);
+        if (m->perf_out)
+            fflush(m->perf_out);
         s = (struct stream){.data = m->page->blob, .capacity = CELL_BLOB}; // never too small: it does not grow
         pc_core_stream(m, &s);
         m->page->blob_size = (uint32_t)s.size;
@@ -768,6 +782,34 @@ static void *reap(void *opaque)
     return NULL;
 }
 
+// What perf will show to the user: characters of our lines only, whoever wrote them.
+static void put_perf(struct cell *c, char *p, size_t n)
+{
+    if (!c->perf || n > PERF_LIMIT - c->perf_bytes)
+        return;
+    for (size_t i = 0; i < n; i++)
+        if (!(p[i] >= '0' && p[i] <= '9') && !(p[i] >= 'a' && p[i] <= 'z') && p[i] != ' ' && p[i] != '\n')
+            p[i] = '_';
+    c->perf_bytes += n;
+    fwrite(p, 1, n, c->perf);
+}
+
+static void copy_lines(struct cell *c, char *p, char *end)
+{
+    while (p < end) {
+        if (!c->in_line)
+            c->in_perf = *p == PERF_MARK[0];
+        char *next = memchr(p, '\n', (size_t)(end - p));
+        next = next ? next + 1 : end;
+        if (c->in_perf)
+            put_perf(c, c->in_line ? p : p + 1, (size_t)(next - (c->in_line ? p : p + 1)));
+        else if (c->trace)
+            fwrite(p, 1, (size_t)(next - p), c->trace);
+        c->in_line = next[-1] != '\n';
+        p = next;
+    }
+}
+
 static void *copy_trace(void *opaque)
 {
     struct cell *c = opaque;
@@ -776,7 +818,7 @@ static void *copy_trace(void *opaque)
 
     while ((n = read(c->trace_fd, buffer, sizeof buffer)) > 0 || (n < 0 && errno == EINTR))
         if (n > 0)
-            fwrite(buffer, 1, (size_t)n, c->trace);
+            copy_lines(c, buffer, buffer + n);
     return NULL;
 }
 
@@ -787,6 +829,7 @@ static int start_threads(struct machine *m)
     int result;
 
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); // whatever the sandbox has to say
     pthread_sigmask(SIG_SETMASK, &all, &old);
     result = pthread_create(&c->reaper, NULL, reap, m);
     c->has_reaper = !result;
@@ -833,7 +876,7 @@ int cell_start(struct machine *m, char *error, size_t error_size)
     }
     c->trace_fd = c->schedstat_fd = c->stat_fd = -1;
     sched_getaffinity(0, sizeof c->allowed, &c->allowed);
-    if (m->config.trace_code && !pipe2(pipe_fds, O_CLOEXEC)) {
+    if ((m->config.trace_code || m->config.perf_map) && !pipe2(pipe_fds, O_CLOEXEC)) {
         c->trace_fd = pipe_fds[0];
         c->trace = m->config.trace_code;
     }
@@ -846,6 +889,8 @@ int cell_start(struct machine *m, char *error, size_t error_size)
     if (pipe_fds[1] >= 0)
         close(pipe_fds[1]);
     __atomic_store_n(&m->cell, c, __ATOMIC_RELEASE);
+    if (!result && m->config.perf_map && !(c->perf = m->config.perf_map(m->config.opaque, (int)c->pid, error, error_size)))
+        return -EIO;
     if (!result)
         result = start_threads(m);
     if (!result)

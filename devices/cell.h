@@ -28,6 +28,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "cpu/engine.h"
 #include "mmu/mem.h"
 
 struct machine;
@@ -120,6 +121,8 @@ struct cell_page {
     uint64_t counters[16]; // the uint64_t of struct machine_counters, as they stand there
     uint32_t figure_count;
     struct cell_figure figure[CELL_FIGURES];
+    uint32_t step_count; // of the engine's trail
+    struct engine_step step[ENGINE_TRAIL];
     uint32_t blob_size;
     uint8_t blob[CELL_BLOB];
 };
@@ -159,9 +162,7 @@ void cell_drain_input(struct machine *m);
 uint64_t cell_ask(struct machine *m, enum cell_call call, uint64_t address, unsigned size, uint64_t value);
 extern const struct mmio_ops cell_mmio_ops; // of every region whose chip is the machine process's
 
-// ---- devices/sandbox.c
+// ---- devices/sandbox_cell.c
 // Gives up privileges and everything but the system calls a cell needs. timer_id: of timer_create(); trace_fd: a pipe
 // that may be written, or -1. Returns 0 or -errno.
-int sandbox_enter(int timer_id, int trace_fd);
-// Closes every descriptor but `keep` (-1: none) and forgets the environment.
-void sandbox_drop_files(int keep, bool keep_stderr);
+int cell_enter_sandbox(int timer_id, int trace_fd);

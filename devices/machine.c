@@ -172,13 +172,18 @@ void pc_trace_engine(struct machine *m, FILE *f)
         engine_software_trace_events(m->v, f, c->trace_exc, c->trace_mmu);
 }
 
-// A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h).
+// A POSIX timer that signals this thread; the engine's handler of the signal sets REQ_TIMER (cpu/engine.h). And the one that
+// --stats samples by.
 int pc_start_clock(struct machine *m)
 {
+    int result = m->config.measure && m->config.engine == &engine_software && !m->v->time.measured
+                     ? engine_software_measure(m->v) : 0;
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN};
     sigset_t set;
     int id;
 
+    if (result)
+        return result;
     sigemptyset(&set);
     sigaddset(&set, SIGRTMIN);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
@@ -201,6 +206,12 @@ static void stop_clock(struct machine *m)
 }
 
 // ---- making
+// Not that of whoever named the file.
+static bool hosts_fault(int result)
+{
+    return result == -ENOMEM || result == -EIO || result == -EMFILE || result == -ENFILE;
+}
+
 static int open_payload(struct machine *m, char *error, size_t error_size, bool *usage)
 {
     const struct machine_config *c = &m->config;
@@ -228,16 +239,17 @@ static int open_payload(struct machine *m, char *error, size_t error_size, bool 
         if (!result)
             m->loader_config.initrd_count++;
     }
-    if (result)
+    if (result) {
+        *usage = !hosts_fault(result);
         return result;
+    }
     m->loader_config.kernel = &m->kernel;
     m->loader_config.initrds = m->initrds;
     m->loader_config.cmdline = c->append;
     m->loader_config.long_mode = cpu_model_has(m->model, CPU_LM);
     m->loader_config.acpi = m->acpi;
     result = loader_prepare(&m->loader, &m->loader_config, &m->mem, error, error_size);
-    if (result == -ENOMEM || result == -EIO)
-        *usage = false;
+    *usage = !hosts_fault(result);
     return result;
 }
 
@@ -434,17 +446,24 @@ static bool answer_request(struct machine *m, struct machine_outcome *outcome, c
     return false;
 }
 
-static int attach(struct machine *m)
+static int attach(struct machine *m, char *error, size_t error_size)
 {
     if (m->attached)
         return 0;
+    FILE *perf = NULL;
+    if (m->config.perf_map && !(perf = m->config.perf_map(m->config.opaque, (int)getpid(), error, error_size)))
+        return -EIO;
     int result = m->config.engine->attach(m->v);
-    if (result)
+    if (result) {
+        snprintf(error, error_size, "engine: %s can't start: %s", m->config.engine->name, strerror(-result));
         return result;
+    }
     if (m->config.engine == &engine_software)
         engine_software_set_host(m->v, (struct engine_host){host_idle, host_run_timers, NULL, m});
     if (m->config.engine == &engine_software && m->config.trace_code)
         pc_trace_engine(m, m->config.trace_code);
+    if (m->config.engine == &engine_software && perf)
+        engine_software_perf(m->v, perf, "");
     __atomic_store_n(&m->attached, true, __ATOMIC_RELEASE);
     return 0;
 }
@@ -458,11 +477,9 @@ static int prepare_run(struct machine *m, char *error, size_t error_size)
 {
     if (m->config.cell)
         return machine_start(m, error, error_size);
-    int result = attach(m);
-    if (result) {
-        snprintf(error, error_size, "engine: %s can't start: %s", m->config.engine->name, strerror(-result));
+    int result = attach(m, error, error_size);
+    if (result)
         return result;
-    }
     result = pc_start_clock(m);
     if (result)
         snprintf(error, error_size,
@@ -665,6 +682,21 @@ void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const ch
         f.name[sizeof f.name - 1] = 0;
         emit(opaque, f.name, f.value);
     }
+}
+
+unsigned machine_trail(struct machine *m, struct engine_step out[ENGINE_TRAIL])
+{
+    unsigned n = 0;
+
+    if (!m->page)
+        return m->config.engine == &engine_software && m->v->engine ? engine_software_trail(m->v, out) : 0;
+    uint32_t count = *(volatile uint32_t *)&m->page->step_count;
+    for (uint32_t i = 0; i < count && i < ENGINE_TRAIL; i++) {
+        struct engine_step s = *(volatile struct engine_step *)&m->page->step[i];
+        if (s.kind > STEP_NONE && s.kind < STEP_KINDS && (s.kind != STEP_SENSITIVE || s.detail < OP_COUNT))
+            out[n++] = s;
+    }
+    return n;
 }
 
 int machine_cell_pid(const struct machine *m)

@@ -69,6 +69,10 @@ struct machine_config {
     bool cell, sandbox;
     bool trace_blocks, trace_exc, trace_mmu; // what the engine writes to trace_code: --trace code, exc, mmu
     FILE *trace_code; // the engine's trace goes here; null: nowhere. May be written by another thread until machine_destroy()
+    // --perf: called once, before code is translated, with the process that will run it; returns where the machine writes
+    // perf's map of that code, from another thread until machine_destroy(), or null with one line in `error`. May be null.
+    FILE *(*perf_map)(void *opaque, int pid, char *error, size_t error_size);
+    bool measure; // --stats: the engine measures (engine_software_measure())
     void (*in_cell)(void *opaque, struct machine *m); // for tests: called in the cell when its sandbox is closed
 };
 
@@ -103,6 +107,8 @@ const struct machine_counters *machine_counters(struct machine *m);
 // Calls emit() for each of the engine's counters. Inside machine_call() and after machine_run().
 void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const char *name, uint64_t value),
                           void *opaque);
+// The engine's trail, as engine_software_trail() gives it. While the guest stands still.
+unsigned machine_trail(struct machine *m, struct engine_step out[ENGINE_TRAIL]);
 int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this one
 
 // ---- any thread

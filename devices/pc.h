@@ -123,6 +123,7 @@ struct machine {
     struct cell_region cell_region[MEM_MAX_REGIONS];
     struct timer flush;  // of serial bytes not announced yet
     uint32_t map_seen;   // generation
+    FILE *perf_out;      // where the engine's lines for perf wait; null: none
 };
 
 // ---- pc_core.c: compiled for live vector registers
@@ -152,6 +153,6 @@ void pc_reset(struct machine *m); // chips and CPU; not the payload
 void pc_drain_input(struct machine *m);
 void pc_idle(struct machine *m);        // on the vCPU's thread: sleeps until there is a request
 void pc_trace_engine(struct machine *m, FILE *f); // what the configuration asks for goes to f
-int pc_start_clock(struct machine *m); // a timer that signals this thread: 0 or -errno
+int pc_start_clock(struct machine *m); // timers that signal this thread: 0 or -errno
 // Saves or loads what belongs to the cell; same code on both sides, so the layout is nobody else's business.
 void pc_core_stream(struct machine *m, struct stream *s);

@@ -255,10 +255,8 @@ static bool uart_port(unsigned port)
     return (port & ~7u) == COM1_BASE || (port & ~7u) == COM2_BASE;
 }
 
-static uint32_t exit_port_read(void *opaque, uint16_t port, unsigned size)
+static uint32_t port_read(struct machine *m, uint16_t port, unsigned size)
 {
-    struct machine *m = opaque;
-
     if (m->role == PC_CELL)
         return cell_port_read(m, port, size);
     if (core_port(m, port, size)) {
@@ -276,10 +274,8 @@ static uint32_t exit_port_read(void *opaque, uint16_t port, unsigned size)
     return value;
 }
 
-static void exit_port_write(void *opaque, uint16_t port, unsigned size, uint32_t value)
+static void port_write(struct machine *m, uint16_t port, unsigned size, uint32_t value)
 {
-    struct machine *m = opaque;
-
     if (m->role == PC_CELL) {
         cell_port_write(m, port, size, value);
         return;
@@ -299,10 +295,8 @@ static void exit_port_write(void *opaque, uint16_t port, unsigned size, uint32_t
     come_back(m, p);
 }
 
-static uint64_t exit_mmio_read(void *opaque, uint64_t gpa, unsigned size)
+static uint64_t mmio_read(struct machine *m, uint64_t gpa, unsigned size)
 {
-    struct machine *m = opaque;
-
     if (m->role == PC_CELL)
         return cell_mmio_read(m, gpa, size);
     if (core_mmio(m, gpa)) {
@@ -318,10 +312,8 @@ static uint64_t exit_mmio_read(void *opaque, uint64_t gpa, unsigned size)
     return value;
 }
 
-static void exit_mmio_write(void *opaque, uint64_t gpa, unsigned size, uint64_t value)
+static void mmio_write(struct machine *m, uint64_t gpa, unsigned size, uint64_t value)
 {
-    struct machine *m = opaque;
-
     if (m->role == PC_CELL) {
         cell_mmio_write(m, gpa, size, value);
         return;
@@ -337,6 +329,44 @@ static void exit_mmio_write(void *opaque, uint64_t gpa, unsigned size, uint64_t 
         m->config.trace_io(m->config.opaque, true, true, gpa, size, value);
     mem_mmio_write(&m->mem, gpa, size, value);
     come_back(m, p);
+}
+
+static uint32_t exit_port_read(void *opaque, uint16_t port, unsigned size)
+{
+    struct machine *m = opaque;
+    enum vcpu_doing before = vcpu_does(m->v, DOING_DEVICES);
+    uint32_t value = port_read(m, port, size);
+
+    vcpu_does(m->v, before);
+    return value;
+}
+
+static void exit_port_write(void *opaque, uint16_t port, unsigned size, uint32_t value)
+{
+    struct machine *m = opaque;
+    enum vcpu_doing before = vcpu_does(m->v, DOING_DEVICES);
+
+    port_write(m, port, size, value);
+    vcpu_does(m->v, before);
+}
+
+static uint64_t exit_mmio_read(void *opaque, uint64_t gpa, unsigned size)
+{
+    struct machine *m = opaque;
+    enum vcpu_doing before = vcpu_does(m->v, DOING_DEVICES);
+    uint64_t value = mmio_read(m, gpa, size);
+
+    vcpu_does(m->v, before);
+    return value;
+}
+
+static void exit_mmio_write(void *opaque, uint64_t gpa, unsigned size, uint64_t value)
+{
+    struct machine *m = opaque;
+    enum vcpu_doing before = vcpu_does(m->v, DOING_DEVICES);
+
+    mmio_write(m, gpa, size, value);
+    vcpu_does(m->v, before);
 }
 
 static int exit_pic_ack(void *opaque)

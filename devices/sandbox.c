@@ -1,76 +1,78 @@
-// What a cell may ask of the host's kernel: a seccomp filter, made by hand so that it can be read whole.
-//
-//   futex                 handing over to the machine process, sleeping in HLT
-//   timer_settime         of the one timer made before
-//   rt_sigreturn, restart_syscall, exit_group, clock_gettime (where the vDSO can't answer)
-//   madvise               MADV_POPULATE_WRITE only: faulting guest RAM in by chunks
-//   tgkill                to itself
-//   brk, mmap             private anonymous memory at an address of the kernel's choice, never executable
-//   write                 to the trace's pipe, if there is one
-// Anything else kills the process. The code cache's executable mapping exists before; no mapping can be changed or
-// removed after, so nothing that is writable ever becomes executable at the same address.
-#include "devices/cell.h"
+// Makes a seccomp filter of a list of rules: for each rule a comparison of the call's number, then of
+// arguments, then "allow". The kernel remembers which numbers are allowed whatever their arguments
+// (Linux 5.11), so the length of a list costs the frequent calls nothing.
+#include "devices/sandbox.h"
 
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <stddef.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define POPULATE_WRITE 23u // MADV_POPULATE_WRITE, Linux 5.14
+#define CONDITIONS        (sizeof((struct sandbox_rule *)0)->condition / sizeof(struct sandbox_condition))
+#define RULE_SIZE         (3 + 2 * CONDITIONS) // instructions at most
+#define PROLOGUE          3
+#define LOAD(offset)      ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (offset)))
+#define JUMP(op, k, t, f) ((struct sock_filter)BPF_JUMP(BPF_JMP | (op) | BPF_K, (k), (t), (f)))
+#define RETURN(verdict)   ((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (verdict)))
 
-#define LOAD(field)           BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
-#define LOAD_ARG(n)           BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + 8 * (n))
-#define LOAD_ARG_HIGH(n)      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + 8 * (n) + 4)
-#define IF_EQUAL(k, yes, no)  BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (k), (yes), (no))
-#define IF_BITS(k, yes, no)   BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (k), (yes), (no))
-#define ALLOW                 BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
-#define KILL                  BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
-#define ALLOW_CALL(number)    IF_EQUAL(number, 0, 1), ALLOW
-// The call with one 32-bit argument of this value. The accumulator holds the number before and after.
-#define ALLOW_CALL_WITH(number, arg, value) \
-    IF_EQUAL(number, 0, 4), LOAD_ARG(arg), IF_EQUAL(value, 0, 1), ALLOW, KILL
+struct program {
+    struct sock_filter code[PROLOGUE + SANDBOX_MAX_RULES * RULE_SIZE + 1];
+    unsigned short size;
+};
 
-int sandbox_enter(int timer_id, int trace_fd)
+static void put(struct program *p, struct sock_filter instruction)
 {
-    const struct sock_filter filter[] = {
-        LOAD(arch),
-        IF_EQUAL(AUDIT_ARCH_X86_64, 1, 0),
-        KILL,
-        LOAD(nr), // the x32 ABI's numbers have bit 30 set and equal none below
-        ALLOW_CALL(SYS_futex),
-        ALLOW_CALL(SYS_rt_sigreturn),
-        ALLOW_CALL(SYS_restart_syscall),
-        ALLOW_CALL(SYS_clock_gettime),
-        ALLOW_CALL(SYS_exit_group),
-        ALLOW_CALL(SYS_brk),
-        ALLOW_CALL_WITH(SYS_timer_settime, 0, (uint32_t)timer_id),
-        ALLOW_CALL_WITH(SYS_tgkill, 0, (uint32_t)getpid()),
-        ALLOW_CALL_WITH(SYS_madvise, 2, POPULATE_WRITE),
-        // no descriptor has the number UINT32_MAX
-        ALLOW_CALL_WITH(SYS_write, 0, trace_fd < 0 ? UINT32_MAX : (uint32_t)trace_fd),
-        IF_EQUAL(SYS_mmap, 1, 0),
-        KILL,
-        LOAD_ARG(2),
-        IF_BITS(PROT_EXEC, 3, 0),
-        LOAD_ARG(3),
-        IF_EQUAL(MAP_PRIVATE | MAP_ANONYMOUS, 0, 1),
-        ALLOW,
-        KILL,
-    };
-    const struct sock_fprog program = {sizeof filter / sizeof filter[0], (struct sock_filter *)filter};
+    p->code[p->size++] = instruction;
+}
 
+static void put_rule(struct program *p, const struct sandbox_rule *rule)
+{
+    uint8_t left = 1; // instructions from the next on to the rule's end
+
+    for (size_t i = 0; i < CONDITIONS; i++)
+        left += rule->condition[i].test != SANDBOX_ANY ? 2 : 0;
+    put(p, LOAD(offsetof(struct seccomp_data, nr)));
+    put(p, JUMP(BPF_JEQ, rule->call, 0, left));
+    for (size_t i = 0; i < CONDITIONS; i++) {
+        const struct sandbox_condition *c = &rule->condition[i];
+        if (c->test == SANDBOX_ANY)
+            continue;
+        left -= 2;
+        put(p, LOAD((uint32_t)offsetof(struct seccomp_data, args) +
+                    8 * c->argument)); // little-endian: the low half
+        put(p,
+            c->test == SANDBOX_EQUAL ? JUMP(BPF_JEQ, c->value, 0, left) : JUMP(BPF_JSET, c->value, left, 0));
+    }
+    put(p, RETURN(SECCOMP_RET_ALLOW));
+}
+
+int sandbox_filter(const struct sandbox_rule *rules, size_t count, enum sandbox_verdict verdict,
+                   bool all_threads)
+{
+    struct program p = {.size = 0};
+
+    if (count > SANDBOX_MAX_RULES)
+        return -E2BIG;
+    put(&p, LOAD(offsetof(struct seccomp_data, arch)));
+    put(&p, JUMP(BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0));
+    put(&p, RETURN(SECCOMP_RET_KILL_PROCESS));
+    for (size_t i = 0; i < count; i++) // the x32 ABI's numbers have bit 30 set and equal none of ours
+        put_rule(&p, &rules[i]);
+    put(&p, RETURN(verdict == SANDBOX_TRAP ? SECCOMP_RET_TRAP : SECCOMP_RET_KILL_PROCESS));
+
+    const struct sock_fprog program = {p.size, p.code};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
-    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0)
+    long result =
+        syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0, &program);
+    if (result < 0)
         return -errno;
-    return 0;
+    return result ? -EBUSY : 0; // the number of a thread that has a filter of its own
 }
 
 static void close_span(unsigned first, unsigned last)

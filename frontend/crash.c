@@ -1,6 +1,7 @@
 #include <capstone/capstone.h>
 #include <inttypes.h>
 
+#include "cpu/insn.h"
 #include "frontend/trace.h"
 #include "mmu/mem.h"
 #include "mmu/mmu.h"
@@ -83,8 +84,48 @@ static void print_stack(FILE *f, struct vcpu *v)
     fputs(n ? "\n" : " is not mapped\n", f);
 }
 
-void crash_print(FILE *f, struct vcpu *v, const char *why)
+static bool looks_same(const struct engine_step *a, const struct engine_step *b)
 {
+    bool blocks = (a->kind == STEP_BLOCK || a->kind == STEP_LINK) && (b->kind == STEP_BLOCK || b->kind == STEP_LINK);
+    return a->rip == b->rip && a->bits == b->bits && a->cpl == b->cpl &&
+           (blocks || (a->kind == b->kind && a->detail == b->detail));
+}
+
+// How the machine came here, as far as C saw it.
+static void print_trail(FILE *f, const struct engine_step *step, unsigned n)
+{
+    static const char *const kinds[STEP_KINDS] = {"", "block", "block", "", "exception ", "interrupt ", "call"};
+    if (n && step[0].kind != STEP_CALL)
+        fputs("last blocks, newest first (jumps between linked blocks leave no trace)\n", f);
+    for (unsigned i = 0; i < n; i++) {
+        const struct engine_step *s = &step[i];
+        unsigned times = 1;
+        if (s->kind == STEP_CALL && (!i || step[i - 1].kind != STEP_CALL))
+            fputs("calls under way, innermost first (as the return stack has them)\n", f);
+        while (s->kind != STEP_CALL && i + 1 < n && looks_same(s, &step[i + 1]))
+            i++, times++;
+        fprintf(f, "   %016" PRIx64 "  %2u-bit CPL %u  %s", s->rip, s->bits, s->cpl,
+                s->kind == STEP_SENSITIVE ? insn_names[s->detail] : kinds[s->kind]);
+        if (s->kind == STEP_EXCEPTION || s->kind == STEP_INTERRUPT)
+            fprintf(f, "%u", s->detail);
+        if (times > 1)
+            fprintf(f, ", %u times", times);
+        putc('\n', f);
+    }
+}
+
+static void print_last_exception(FILE *f, const struct engine_step *step, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (step[i].kind == STEP_EXCEPTION) {
+            fprintf(f, "last exception %u error %#x at %016" PRIx64 "\n", step[i].detail, step[i].error, step[i].rip);
+            return;
+        }
+}
+
+void crash_print(FILE *f, struct machine *m, const char *why)
+{
+    struct vcpu *v = machine_vcpu(m);
     const struct cpu_state *s = &v->s;
     fprintf(f, "\ngnomon: the guest crashed: %s\n", why);
     for (int i = 0; i < 16; i++)
@@ -99,8 +140,11 @@ void crash_print(FILE *f, struct vcpu *v, const char *why)
     print_segment(f, "TR", &s->tr);
     fprintf(f, "GDTR base %016" PRIx64 " limit %04x  IDTR base %016" PRIx64 " limit %04x\n", s->gdtr.base,
             s->gdtr.limit, s->idtr.base, s->idtr.limit);
-    fprintf(f, "last exception %u error %#x\n", v->event.vector, v->event.has_error ? v->event.error : 0);
+    struct engine_step trail[ENGINE_TRAIL];
+    unsigned steps = machine_trail(m, trail);
+    print_last_exception(f, trail, steps);
     print_code(f, v);
     print_stack(f, v);
+    print_trail(f, trail, steps);
     fflush(f);
 }

@@ -21,7 +21,7 @@ void error_line(const char *text)
 void print_error_about(const char *what, const char *word, const char *advice)
 {
     char text[512];
-    snprintf(text, sizeof text, "%s: %.200s: %s", what, word, advice);
+    snprintf(text, sizeof text, "%s: %.200s: %s", what, *word ? word : "''", advice);
     error_line(text);
 }
 

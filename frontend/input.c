@@ -29,7 +29,8 @@ void input_block_signals(void)
     sigset_t set;
     ending_signals(&set);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN); // the write says EPIPE
+    signal(SIGXFSZ, SIG_IGN); // beyond the user's limit of a file's size: EFBIG
 }
 
 // The first call asks the machine to end and gives it END_GRACE_S; one later than INSIST_S asks again, which

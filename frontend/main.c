@@ -1,3 +1,6 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -20,8 +23,10 @@ static int help_command(int argc, char *const argv[])
 
 static int version_command(int argc, char *const argv[])
 {
-    (void)argc;
-    (void)argv;
+    if (argc) {
+        print_error_about("unexpected word", argv[0], "gnomon --version takes none");
+        return EXIT_USAGE;
+    }
     puts("gnomon " GNOMON_VERSION);
     return 0;
 }
@@ -54,8 +59,20 @@ static int dispatch(int argc, char *const argv[])
     return EXIT_USAGE;
 }
 
+// The number of a standard file that is closed would go to the next one opened, a disk for instance, and so would what is
+// printed. What takes its place here is open the wrong way round: using it fails as before.
+static bool hold_standard_files(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
+            return false;
+    return true;
+}
+
 int main(int argc, char *argv[])
 {
+    if (!hold_standard_files())
+        return EXIT_HOST_ERROR; // there may be nowhere to say so
     int status = dispatch(argc, argv);
     if (fflush(stdout) == EOF && status == 0) {
         error_line("can't write: standard output: free some space");

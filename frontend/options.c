@@ -378,10 +378,10 @@ const struct option_info run_option_table[] = {
     {"on-reboot", "reset|exit", "what follows a reset by the guest (reset)", false, false, NULL,
      set_on_reboot},
     {"timeout", "SECONDS", "end the machine after this time", false, false, NULL, set_timeout},
-    {"sandbox", "on|off", "confine the process that runs guest code (on)", false, false, NULL, set_sandbox},
+    {"sandbox", "on|off", "confine the processes of the machine (on)", false, false, NULL, set_sandbox},
     {"cell", "on|off", "off: one process runs everything, for debugging; needs --sandbox off", false, false, NULL,
      set_cell},
-    {"perf", "on|off", "write a perf map of translated code", true, false, NULL, set_perf},
+    {"perf", "on|off", "name translated code for perf, in /tmp/perf-PID.map", true, false, NULL, set_perf},
 };
 const size_t run_option_count = sizeof run_option_table / sizeof *run_option_table;
 
@@ -462,6 +462,10 @@ static int collect(struct given *given, const char **machine_file, int argc, cha
     int count = 0;
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
+        if (!arg[0]) {
+            snprintf(error, ERROR_SIZE, "an empty word: gnomon run: leave it out, or name a machine file");
+            return -1;
+        }
         if (arg[0] != '-' || !arg[1]) {
             if (*machine_file) {
                 snprintf(error, ERROR_SIZE, "a second machine file: %.200s: name one", arg);
@@ -550,8 +554,6 @@ bool run_options_check(const struct run_options *o, char error[ERROR_SIZE])
         line = "the hardware engine is not there yet: --engine: use --engine software";
     else if (o->sandbox && !o->cell)
         line = "no sandbox without a process of its own: --cell off: add --sandbox off";
-    else if (o->perf)
-        line = "perf maps are not there yet: --perf: leave it out";
     else if (o->serial_count == 2 && o->serials[0].kind == CHAR_STDIO && o->serials[1].kind == CHAR_STDIO)
         line = "two ports on one terminal: --serial: send one elsewhere, such as --serial none";
     if (line)

@@ -2,17 +2,19 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "devices/machine.h"
 #include "frontend/commands.h"
 #include "frontend/exit.h"
+#include "frontend/figures.h"
 #include "frontend/input.h"
-#include "frontend/stats.h"
+#include "frontend/perf_map.h"
+#include "frontend/sandbox_machine.h"
 #include "frontend/terminal.h"
 #include "frontend/trace.h"
+#include "frontend/usage.h"
 
 _Static_assert(MAX_SERIALS == MACHINE_SERIALS && MAX_DISKS <= MACHINE_MAX_DISKS &&
                    MAX_INITRDS <= MACHINE_MAX_INITRDS,
@@ -22,8 +24,10 @@ struct run {
     struct run_options options;
     struct serial serials[MAX_SERIALS], debugcon;
     struct trace trace;
+    struct perf_map perf;
     struct input input;
     struct machine *machine;
+    struct usage_files cell_usage;
     uint64_t started_ns;
     atomic_bool ending; // machine_stop() was called
 };
@@ -35,86 +39,19 @@ static uint64_t clock_ns(clockid_t clock)
     return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static uint64_t timeval_ns(struct timeval t)
-{
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_usec * 1000;
-}
-
-static void put_engine_figure(void *sink, const char *name, uint64_t value)
-{
-    if (!strncmp(name, "time_", 5))
-        stats_ns(sink, name, value);
-    else
-        stats_count(sink, name, value);
-}
-
-// Adds what the process that runs guest code has used (proc(5)).
-static void add_cell_usage(const struct machine *m, uint64_t *user_ns, uint64_t *system_ns, uint64_t *peak_bytes)
-{
-    int pid = machine_cell_pid(m);
-    char path[64], line[1024], *at;
-    unsigned long user, system, tick_ns = 1000000000ul / (unsigned long)sysconf(_SC_CLK_TCK);
-    unsigned long long kib;
-    if (!pid)
-        return;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *f = fopen(path, "re");
-    if (f && fgets(line, sizeof line, f) && (at = strrchr(line, ')')) &&
-        sscanf(at, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2) {
-        *user_ns += user * tick_ns;
-        *system_ns += system * tick_ns;
-    }
-    if (f)
-        fclose(f);
-    snprintf(path, sizeof path, "/proc/%d/status", pid);
-    f = fopen(path, "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmHWM: %llu", &kib) == 1)
-            *peak_bytes += kib << 10;
-    if (f)
-        fclose(f);
-}
-
-static void list_stats(void *opaque, struct stats_sink *sink)
-{
-    struct run *r = opaque;
-    const struct machine_counters *n = machine_counters(r->machine);
-    struct rusage usage;
-    uint64_t wall_ns = clock_ns(CLOCK_MONOTONIC) - r->started_ns;
-    stats_ns(sink, "time_wall", wall_ns);
-    if (!getrusage(RUSAGE_SELF, &usage)) {
-        uint64_t user_ns = timeval_ns(usage.ru_utime), system_ns = timeval_ns(usage.ru_stime);
-        uint64_t peak_bytes = (uint64_t)usage.ru_maxrss << 10;
-        add_cell_usage(r->machine, &user_ns, &system_ns, &peak_bytes);
-        stats_ns(sink, "time_cpu_user", user_ns);
-        stats_ns(sink, "time_cpu_system", system_ns);
-        stats_bytes(sink, "memory_peak_resident", peak_bytes);
-    }
-    stats_ns(sink, "time_devices", n->device_ns);
-    stats_ns(sink, "time_idle", n->idle_ns);
-    stats_ratio(sink, "share_devices", n->device_ns, wall_ns);
-    stats_ratio(sink, "share_idle", n->idle_ns, wall_ns);
-    stats_count(sink, "exits_port", n->port_exits);
-    stats_count(sink, "exits_mmio", n->mmio_exits);
-    stats_count(sink, "core_port", n->core_ports);
-    stats_count(sink, "core_mmio", n->core_mmio);
-    stats_count(sink, "timer_runs", n->timer_runs);
-    stats_count(sink, "timer_rearms", n->timer_rearms);
-    stats_count(sink, "idle_entries", n->idles);
-    machine_engine_stats(r->machine, put_engine_figure, sink);
-}
-
 static void print_stats(struct run *r)
 {
-    stats_print(stderr, r->options.stats == STATS_JSON, list_stats, r);
+    struct figures figures = {r->machine, &r->cell_usage, r->started_ns};
+    stats_print(stderr, r->options.stats == STATS_JSON, figures_list, &figures);
 }
 
 // ---- hooks of the machine, on the vCPU's thread
 
 static void on_crashed(void *opaque, struct vcpu *v, const char *why)
 {
-    (void)opaque;
-    crash_print(stderr, v, why);
+    struct run *r = opaque;
+    (void)v;
+    crash_print(stderr, r->machine, why);
 }
 
 static void on_trace_cpu(void *opaque, const char *what, uint64_t a, uint64_t b)
@@ -127,6 +64,12 @@ static void on_trace_io(void *opaque, bool mmio, bool write, uint64_t address, u
 {
     struct run *r = opaque;
     trace_io(&r->trace, mmio, write, address, size, value);
+}
+
+static FILE *on_perf_map(void *opaque, int pid, char *error, size_t error_size)
+{
+    struct run *r = opaque;
+    return perf_map_open(&r->perf, PERF_DIRECTORY, pid, error, error_size) ? NULL : r->perf.f;
 }
 
 static void call_stats(void *opaque, struct machine *m)
@@ -228,6 +171,8 @@ static struct machine *create(struct run *r, char *error, bool *usage)
         .trace_blocks = o->trace & LOG_CODE,
         .trace_exc = o->trace & LOG_EXC,
         .trace_mmu = o->trace & LOG_MMU,
+        .measure = o->stats != STATS_OFF,
+        .perf_map = o->perf ? on_perf_map : NULL,
         .trace_code = o->trace & (LOG_CODE | LOG_EXC | LOG_MMU) ? r->trace.f : NULL,
     };
     for (unsigned i = 0; i < MAX_SERIALS; i++)
@@ -252,6 +197,27 @@ static int status_of(const struct machine_outcome *outcome, const char *error)
     return EXIT_HOST_ERROR;
 }
 
+// failed: nothing ran, so nothing is kept.
+static void close_perf_map(struct run *r, bool failed)
+{
+    char rest[80] = "";
+    unsigned long dropped;
+    if (!r->perf.f)
+        return;
+    int result = perf_map_close(&r->perf, &dropped);
+    if (failed) {
+        unlink(r->perf.path);
+        return;
+    }
+    if (dropped)
+        snprintf(rest, sizeof rest, " (without %lu names of code that made room for other code)", dropped);
+    if (result)
+        fprintf(stderr, "gnomon: perf's map is not complete (%s): %s: make room there\n", strerror(-result),
+                r->perf.path);
+    else
+        fprintf(stderr, "gnomon: perf's map is %s%s\n", r->perf.path, rest);
+}
+
 static int run_machine(struct run *r, char *error)
 {
     const struct input_events events = {on_bytes, on_end, on_stats, r};
@@ -272,14 +238,30 @@ static int run_machine(struct run *r, char *error)
         status = usage ? EXIT_USAGE : EXIT_HOST_ERROR;
         goto close;
     }
+    usage_open(&r->cell_usage, 0);
     if (machine_start(r->machine, error, ERROR_SIZE)) { // before there are threads
         error_line(error);
         goto destroy;
     }
+    usage_open(&r->cell_usage, machine_cell_pid(r->machine));
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {
         fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n",
                 strerror(-e));
+        goto destroy;
+    }
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        serial_begin(&r->serials[i]);
+    serial_begin(&r->debugcon);
+    trace_begin(&r->trace);
+    // From here on nothing is opened, made or removed: the end of the run only closes.
+    e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine)) : 0;
+    if (e) {
+        fprintf(stderr,
+                "gnomon: this host's kernel gives no seccomp filter (%s): sandbox: use one that does, or give --sandbox "
+                "off\n",
+                strerror(-e));
+        input_stop(&r->input);
         goto destroy;
     }
     failed = false;
@@ -290,7 +272,9 @@ static int run_machine(struct run *r, char *error)
     if (r->options.stats != STATS_OFF)
         print_stats(r);
 destroy:
+    usage_close(&r->cell_usage);
     machine_destroy(r->machine);
+    close_perf_map(r, failed);
 close:
     trace_close(&r->trace, failed);
     close_back_ends(r, failed);

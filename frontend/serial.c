@@ -1,4 +1,6 @@
 #include "frontend/serial.h"
+#include "frontend/commands.h"
+#include "frontend/output.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,17 +23,10 @@ static int fail(int error_number, char *error, const char *what, const char *whe
 
 static int open_file(struct serial *s, const char *path, char *error)
 {
-    s->created = true;
-    s->out_fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (s->out_fd < 0 && errno == EEXIST) {
-        s->created = false;
-        s->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    }
-    if (s->out_fd < 0) {
-        int e = errno;
-        s->created = false;
-        return fail(e, error, "can't write the serial file", path, "name a file you may write");
-    }
+    int fd = output_open(path, &s->created);
+    if (fd < 0)
+        return fail(-fd, error, "can't write the serial file", path, output_advice(fd));
+    s->out_fd = fd;
     return 0;
 }
 
@@ -55,7 +50,6 @@ static bool is_socket(const char *path)
 static int open_socket(struct serial *s, const char *path, char *error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct stat st;
     if (strlen(path) >= sizeof address.sun_path)
         return fail(ENAMETOOLONG, error, "the socket's path is too long", path,
                     "use one of at most 107 bytes");
@@ -76,9 +70,10 @@ static int open_socket(struct serial *s, const char *path, char *error)
     if (status < 0)
         return fail(errno, error, "can't make the serial socket", path,
                     "name a path in a directory you may write");
-    if (!stat(path, &st)) {
-        s->dev = st.st_dev;
-        s->ino = st.st_ino;
+    status = sweeper_start(&s->sweeper, path);
+    if (status) {
+        unlink(path);
+        return fail(-status, error, "can't make a process that removes the serial socket", path, "end some programs");
     }
     if (listen(s->listen_fd, 1) < 0)
         return fail(errno, error, "can't listen on the serial socket", path, "name another path");
@@ -110,6 +105,7 @@ int serial_open(struct serial *s, const struct char_option *option, const char *
     int status = 0;
     memset(s, 0, sizeof *s);
     s->kind = option->kind;
+    s->name = name;
     s->in_fd = s->out_fd = s->listen_fd = -1;
     pthread_mutex_init(&s->lock, NULL);
     if (option->path && !(s->path = strdup(option->path))) {
@@ -131,11 +127,15 @@ int serial_open(struct serial *s, const struct char_option *option, const char *
     return status;
 }
 
+void serial_begin(struct serial *s)
+{
+    if (s->kind == CHAR_FILE)
+        output_empty(s->out_fd);
+}
+
 void serial_close(struct serial *s, bool failed)
 {
-    struct stat st;
-    if (s->kind == CHAR_UNIX && s->ino && !lstat(s->path, &st) && st.st_dev == s->dev && st.st_ino == s->ino)
-        unlink(s->path);
+    sweeper_sweep(&s->sweeper);
     if (s->kind == CHAR_FILE && s->created && failed)
         unlink(s->path);
     if (s->kind != CHAR_STDIO) {
@@ -169,6 +169,18 @@ static bool wait_for_reader(struct serial *s)
     return n > 0 && (p.revents & POLLOUT);
 }
 
+// Output that somebody keeps must not get lost in silence. (A client of a socket comes and goes as it likes.)
+static void say_it_is_lost(struct serial *s, int error)
+{
+    char line[ERROR_SIZE];
+    if (s->lost || (s->kind != CHAR_STDIO && s->kind != CHAR_FILE))
+        return;
+    s->lost = true;
+    snprintf(line, sizeof line, "can't write what %s prints (%s): %.200s: it is lost; free some space or name another file",
+             s->name, strerror(error), s->path ? s->path : "standard output");
+    error_line(line);
+}
+
 static void serial_write(void *opaque, const uint8_t *data, size_t n)
 {
     struct serial *s = opaque;
@@ -182,7 +194,10 @@ static void serial_write(void *opaque, const uint8_t *data, size_t n)
             n -= done;
         } else if (done < 0 && errno == EINTR) {
             continue;
-        } else if (!(done < 0 && errno == EAGAIN && wait_for_reader(s))) {
+        } else if (done < 0 && errno != EAGAIN) {
+            say_it_is_lost(s, errno);
+            break;
+        } else if (!wait_for_reader(s)) {
             break;
         }
     }

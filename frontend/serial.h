@@ -11,25 +11,29 @@
 
 #include "devices/device.h"
 #include "frontend/options.h"
+#include "frontend/sweeper.h"
 
 struct serial {
     enum char_kind kind;
+    const char *name;     // as in serial_open()
     int in_fd, out_fd;    // -1: none
     int listen_fd;        // CHAR_UNIX
     pthread_mutex_t lock; // out_fd, stalled
     bool stalled; // the reader at the other end took nothing for a while: don't wait for it until it reads
                   // again
+    bool lost;    // the user was told that bytes can't be written
     bool created; // CHAR_FILE: the file was not there before
     char *path;   // of the file or socket
-    dev_t dev;    // of the socket file
-    ino_t ino;
+    struct sweeper sweeper; // of the socket's file
     uint8_t pending[256]; // typed, but the guest's receiver had no room yet
     size_t pending_start, pending_end;
 };
 
 // Opens a back end and says on standard error where a pseudo-terminal is. Returns 0 or -errno with a line in
-// error; s is then closed. `name`: "COM1" or the like, for messages.
+// error; s is then closed. `name`: "COM1" or the like, for messages; it must outlive s.
 int serial_open(struct serial *s, const struct char_option *option, const char *name, char error[ERROR_SIZE]);
+// The machine is about to run: empties a file.
+void serial_begin(struct serial *s);
 // failed: the machine never ran, so a file made by serial_open() goes too.
 void serial_close(struct serial *s, bool failed);
 struct char_out serial_char_out(struct serial *s);

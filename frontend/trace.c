@@ -1,41 +1,57 @@
 #include "frontend/trace.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "frontend/commands.h"
+#include "frontend/output.h"
+
 int trace_open(struct trace *t, const struct run_options *o, char error[ERROR_SIZE])
 {
     t->f = NULL;
+    t->path = NULL;
     t->categories = o->trace;
     if (!o->trace)
         return 0;
-    t->path = NULL;
     if (!o->trace_file) {
         t->f = stderr;
         return 0;
     }
-    t->f = fopen(o->trace_file, "wxe");
-    if (t->f)
+    bool created;
+    int fd = output_open(o->trace_file, &created);
+    if (fd >= 0) {
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK); // a slow reader is waited for
+        t->f = fdopen(fd, "w");
         t->path = o->trace_file;
-    else
-        t->f = fopen(o->trace_file, "we");
+        t->created = created;
+    }
     if (!t->f) {
-        int e = errno;
-        snprintf(error, ERROR_SIZE, "can't write the trace file (%s): %.200s: name a file you may write",
-                 strerror(e), o->trace_file);
+        int e = fd < 0 ? -fd : ENOMEM;
+        snprintf(error, ERROR_SIZE, "can't write the trace file (%s): %.200s: %s", strerror(e), o->trace_file,
+                 output_advice(-e));
         return -e;
     }
     return 0;
 }
 
+void trace_begin(struct trace *t)
+{
+    if (t->path)
+        output_empty(fileno(t->f));
+}
+
 void trace_close(struct trace *t, bool failed)
 {
-    if (t->f && t->f != stderr)
-        fclose(t->f);
-    if (t->f && t->path && failed)
+    bool lost = t->f && ferror(t->f);
+    if (t->f && t->f != stderr && fclose(t->f))
+        lost = true;
+    if (t->f && t->path && t->created && failed)
         unlink(t->path);
+    else if (lost && t->path)
+        print_error_about("can't write all of the trace", t->path, "free some space and run it again");
     t->f = NULL;
 }
 

@@ -1,6 +1,7 @@
 // A multiboot kernel of a few instructions for tests of the command line. It does what the first word of its command line
-// begins with: l loops, h halts, x exits by port 0xF4 with 42, t triple-faults, r resets through CF9h, e echoes COM1, and
-// prints "up" on COM1 first.
+// begins with: l loops, h halts, x exits by port 0xF4 with 42, t triple-faults, c does so inside two calls, i exits after 10000
+// indirect calls, r resets through
+// CF9h, e echoes COM1, and prints "up" on COM1 first.
     .set flags, 0x3
     .section .text.head, "ax"
     .align 4
@@ -25,6 +26,10 @@ _start:
     je exit
     cmp $'t', %al
     je triple
+    cmp $'c', %al
+    je deep
+    cmp $'i', %al
+    je calls
     cmp $'r', %al
     je reset
     cmp $'e', %al
@@ -41,6 +46,22 @@ exit:
     mov $42, %al
     out %al, $0xf4
     jmp loop
+calls:
+    mov $0x300000, %esp
+    mov $10000, %ecx
+    mov $function, %eax
+1:  call *%eax
+    dec %ecx
+    jnz 1b
+    jmp exit
+function:
+    ret
+deep:
+    mov $0x300000, %esp         // a page without code
+    call outer
+outer:
+    call inner
+inner:
 triple:
     lidt none
     ud2

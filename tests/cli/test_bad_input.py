@@ -67,10 +67,11 @@ class Case(unittest.TestCase):
     def listing(self):
         return {name: os.path.getsize(self.path(name)) for name in os.listdir(self.work.name)}
 
-    def refused(self, status, arguments, *words, run=True, cwd=None):
+    def refused(self, status, arguments, *words, run=True, cwd=None, limits=()):
         """The program ends with this status and one line that holds the words, and has changed nothing."""
         files, modes = self.listing(), termios.tcgetattr(self.slave)
-        process = subprocess.run([GNOMON, *(["run"] if run else []), *arguments], stdin=self.slave, stdout=subprocess.PIPE,
+        limited = ["prlimit", *limits] if limits else []
+        process = subprocess.run([*limited, GNOMON, *(["run"] if run else []), *arguments], stdin=self.slave, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, timeout=LIMIT_S, cwd=cwd or self.work.name,
                                  env={**os.environ, "TMPDIR": self.work.name}, start_new_session=True)
         text = process.stderr.decode(errors="replace")
@@ -158,7 +159,7 @@ class Firmware(Case):
 class Values(Case):
     def test_memory(self):
         self.refused(HOST_ERROR, ["--kernel", GUEST, "--memory", "900G"], "memory", "921600 MiB", "--memory")
-        for value in ("0", "100K", "1.5G", "-1", "2000G", "99999999999999999999G", "G", "", "1MB"):
+        for value in ("0", "999T", "100K", "1.5G", "-1", "2000G", "99999999999999999999G", "G", "", "1MB"):
             self.refused(USAGE, ["--kernel", GUEST, f"--memory={value}"], "--memory")
 
     def test_cpu_models_and_features(self):
@@ -173,7 +174,10 @@ class Values(Case):
             self.refused(USAGE, ["--kernel", GUEST, f"--{option}="], f"--{option}")
 
     def test_words_that_are_no_options(self):
-        for words in (["--kernel"], ["-k", GUEST], ["--"], ["---kernel", GUEST], ["--=x"], ["--kernel=", GUEST], [""]):
+        self.refused(USAGE, [""], "empty word")
+        self.refused(USAGE, [""], "''", run=False)
+        self.refused(USAGE, ["--version", "2"], "2", run=False)
+        for words in (["--kernel"], ["-k", GUEST], ["--"], ["---kernel", GUEST], ["--=x"], ["--kernel=", GUEST]):
             self.refused(USAGE, words)
         self.refused(USAGE, ["fly"], "fly", run=False)
 
@@ -216,6 +220,33 @@ class BackEnds(Case):
     def test_a_trace_file_that_cannot_be_written(self):
         self.refused(HOST_ERROR, ["--kernel", GUEST, "--trace", "cpu,file=/no/such/directory/trace"], "/no/such/directory/trace")
 
+    def test_a_failed_start_leaves_what_is_in_files(self):
+        log, trace = self.file("log", b"precious"), self.file("trace", b"dear")
+        self.refused(USAGE, ["--kernel", self.path("none"), "--serial", f"file:{log}", "--trace", f"io,file={trace}"], "none")
+
+    def test_a_fifo_that_nobody_reads(self):
+        os.mkfifo(self.path("fifo"))
+        for arguments in (["--serial", f"file:{self.path('fifo')}"], ["--debugcon", f"file:{self.path('fifo')}"],
+                          ["--trace", f"io,file={self.path('fifo')}"]):
+            self.refused(HOST_ERROR, ["--kernel", GUEST, *arguments], "fifo", "reads it")
+
+    def test_a_working_directory_that_is_gone(self):
+        gone = self.path("gone")
+        os.mkdir(gone)
+        here = os.getcwd()
+        os.chdir(gone)
+        try:
+            os.rmdir(gone)
+            self.refused(USAGE, ["--kernel", "relative"], "relative", cwd=".")
+            self.refused(HOST_ERROR, ["--kernel", GUEST, "--serial", "unix:sock"], "sock", cwd=".")
+        finally:
+            os.chdir(here)
+
+    def test_too_few_open_files(self):
+        arguments = ["--kernel", GUEST, "--serial", f"unix:{self.path('sock')}"]
+        for limit in range(4, 14): # each step of the start fails once
+            self.refused(HOST_ERROR, arguments, "Too many open files", limits=[f"--nofile={limit}"])
+
     def test_files_made_before_the_failure_go(self):
         for arguments in (["--serial", f"file:{self.path('log')}", "--serial", f"unix:{self.path('sock')}"],
                           ["--serial", f"unix:{self.path('sock')}", "--debugcon", f"file:{self.path('debug')}"],
@@ -223,6 +254,19 @@ class BackEnds(Case):
             self.refused(USAGE, ["--kernel", self.path("none"), *arguments], "none")
         self.refused(HOST_ERROR, ["--kernel", GUEST, "--serial", f"unix:{self.path('sock')}", "--serial", "file:/no/such/log"],
                      "/no/such/log")
+
+    @unittest.skipIf(os.getuid(), "needs root, to be somebody else")
+    def test_a_disk_without_permission(self):
+        disk = self.file("disk", bytes(65536))
+        os.chmod(disk, 0o400)
+        os.chmod(self.work.name, 0o755)
+        for path in (GNOMON, GUEST): # which somebody else may not reach
+            self.file(os.path.basename(path), open(path, "rb").read())
+        os.chmod(self.path(os.path.basename(GNOMON)), 0o755)
+        result = subprocess.run([self.path(os.path.basename(GNOMON)), "run", "--kernel", self.path(os.path.basename(GUEST)), "--disk",
+                                 disk], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, user=65534, group=65534)
+        self.assertEqual(result.returncode, USAGE)
+        self.assertRegex(result.stderr, r"^gnomon: disk .*Permission denied: try snapshot=on.*\n$")
 
     def test_disks(self):
         self.refused(USAGE, ["--kernel", GUEST, "--disk", self.path("none")], "none")

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Drives the gnomon command as a user does: usage errors, exit statuses, sockets, and the terminal.
 
-    test_cli.py GNOMON GUEST
-GUEST is tests/cli/guest.S, built. Every test has a time limit; none sleeps for a fixed time to wait for something.
+    test_cli.py GNOMON GUEST MISBEHAVE
+GUEST is tests/cli/guest.S, MISBEHAVE tests/cli/misbehave.c, built. Every test has a time limit; none sleeps for a fixed time to wait for something.
 """
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -17,7 +18,7 @@ import termios
 import time
 import unittest
 
-GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
+GNOMON, GUEST, MISBEHAVE = (os.path.abspath(path) for path in sys.argv[1:4])
 LIMIT_S = 30
 
 
@@ -33,12 +34,12 @@ def boot(what, *arguments, **options):
 class Terminal:
     """gnomon on a pseudo-terminal, in a session of its own."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **options):
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         self.text = b""
         self.process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, *arguments], stdin=self.slave, stdout=self.slave,
-                                        stderr=self.slave, start_new_session=True)
+                                        stderr=self.slave, start_new_session=True, **options)
 
     def until(self, condition, what):
         deadline = time.monotonic() + LIMIT_S
@@ -157,6 +158,19 @@ class Statuses(unittest.TestCase):
         for word in ("triple fault", "RIP", "CR3", "GDTR", "ud2"):
             self.assertIn(word, result.stderr)
 
+    def test_a_crash_report_shows_the_last_blocks_and_the_calls_under_way(self):
+        reports = [boot("c").stderr, boot("c", "--cell", "off", "--sandbox", "off").stderr]
+        for report in reports:
+            _, blocks = report.split("last blocks, newest first")
+            blocks, calls = blocks.split("calls under way, innermost first")
+            rows = [(int(line.split()[0], 16), line.split("CPL 0  ")[1]) for line in blocks.splitlines()[1:]]
+            fault = int(report.split("\nRIP ")[1].split()[0], 16)
+            self.assertEqual([what.split(",")[0] for _, what in rows[:5]], ["exception 6", "ud", "block", "lidt", "block"])
+            self.assertEqual([rip for rip, _ in rows[:5]], [fault] * 3 + [fault - 7] * 2)
+            self.assertIn(f"last exception 6 error 0 at {fault:016x}", report)
+            # CALL rel32 is 5 bytes, and LIDT follows the second one
+            self.assertEqual([int(line.split()[0], 16) for line in calls.splitlines()[1:]], [fault - 7 - 5, fault - 7 - 10])
+
     def test_triple_fault_may_reset_or_halt(self):
         for what in ("reset", "halt"):
             result = boot("t", "--on-crash", what, "--timeout", "1")
@@ -189,6 +203,45 @@ class Statuses(unittest.TestCase):
         result = boot("x", "--stats=json")
         self.assertGreater(json.loads(result.stderr)["time_wall"], 0)
 
+    def test_stats_divide_the_time(self):
+        parts = ("translated", "helpers", "translator", "devices", "idle", "stopped")
+        for what, largest in (("l", "translated"), ("h", "idle")):
+            for more in ((), ("--cell", "off", "--sandbox", "off")):
+                figures = json.loads(boot(what, "--timeout", "0.5", "--stats=json", *more).stderr)
+                wall = figures["time_wall"]
+                self.assertGreater(wall, 400_000_000)
+                self.assertAlmostEqual(sum(figures["time_" + part] for part in parts) / wall, 1, delta=0.02)
+                self.assertGreater(figures["share_" + largest], 0.8, figures)
+                self.assertAlmostEqual(figures["share_" + largest], figures["time_" + largest] / wall, delta=1e-5)
+                self.assertGreater(figures["samples"], 10)
+                cpu = sum(figures["time_cpu_" + part] for part in ("translated", "helpers", "translator", "devices"))
+                self.assertLessEqual(cpu, 1.2 * (figures["time_cpu_user"] + figures["time_cpu_system"]) + 50_000_000)
+                if what == "l":
+                    self.assertGreater(figures["time_cpu_translated"], 0.5 * cpu)
+
+    def test_a_guest_that_polls_a_port_spends_its_time_with_devices_and_helpers(self):
+        figures = json.loads(boot("e", "--timeout", "0.5", "--stats=json").stderr)
+        self.assertGreater(figures["share_devices"] + figures["share_helpers"], 0.6, figures)
+        self.assertGreater(figures["share_devices"], 0.03, figures)
+        self.assertGreater(figures["core_port"], 1000)
+
+    def test_stats_count_links_indirect_branches_and_returns(self):
+        figures = json.loads(boot("i", "--stats=json").stderr)
+        for name, least in (("blocks_entered", 30000), ("chained_jumps", 20000), ("indirect_lookups", 10000), ("returns", 10000)):
+            self.assertGreaterEqual(figures[name], least - 20, name) # links and the first lookups go through C
+            self.assertLess(figures[name], least + 500, name)
+        for rate in ("chain_hit_rate", "indirect_hit_rate", "return_hit_rate"):
+            self.assertGreater(figures[rate], 0.98, rate)
+            self.assertLessEqual(figures[rate], 1, rate)
+
+    def test_stats_as_text_are_grouped_and_aligned(self):
+        lines = boot("i", "--stats").stderr.splitlines()
+        headings = [line for line in lines if line and not line.startswith(" ")]
+        self.assertEqual(headings[:4], ["time on the wall", "processor time, of all processes", "translator", "control flow"])
+        rows = [line for line in lines if line.startswith("  ")]
+        self.assertEqual({line[39:55].strip().replace(".", "").isdigit() for line in rows}, {True}, rows)
+        self.assertRegex("\n".join(lines), r"  time_translator +\d+\.\d{6} s +\d+\.\d\d %\n")
+
     def test_trace_exc_shows_every_step_of_a_triple_fault_and_trace_mmu_none_of_it(self):
         lines = [line for line in boot("t", "--trace", "exc").stderr.splitlines() if line.startswith("exc ")]
         self.assertEqual([line.split(" rip ")[0] for line in lines],
@@ -196,6 +249,149 @@ class Statuses(unittest.TestCase):
         self.assertEqual(len({line.split(" rip ")[1] for line in lines}), 1)
         lines = [line for line in boot("t", "--trace", "mmu").stderr.splitlines() if line.startswith(("exc ", "mmu  #"))]
         self.assertEqual(lines, [])
+
+
+def connect(path):
+    deadline = time.monotonic() + LIMIT_S
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(LIMIT_S)
+    while True:
+        try:
+            client.connect(path)
+            return client
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def status_of(pid, key, task=None):
+    with open(f"/proc/{pid}/task/{task or pid}/status") as f:
+        return int(next(line.split()[1] for line in f if line.startswith(key + ":")))
+
+
+class Sandbox(unittest.TestCase):
+    def setUp(self):
+        self.work = tempfile.TemporaryDirectory()
+        self.addCleanup(self.work.cleanup)
+        self.socket = os.path.join(self.work.name, "sock")
+
+    def start(self, *arguments, **options):
+        process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", *arguments], stdin=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.stdout.close)
+        self.assertEqual(process.stdout.read(3), "up\n")
+        return process
+
+    def filters(self, pid, task=None):
+        return status_of(pid, "Seccomp_filters", task) - status_of("self", "Seccomp_filters", os.getpid())
+
+    @unittest.skipUnless("Seccomp_filters" in open("/proc/self/status").read(), "Linux before 5.9 does not tell")
+    def test_every_thread_of_the_process_with_the_devices_has_a_filter(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}")
+        tasks = os.listdir(f"/proc/{process.pid}/task")
+        self.assertGreaterEqual(len(tasks), 3)
+        for task in tasks:
+            self.assertEqual(self.filters(process.pid, task), 1)
+            self.assertEqual(status_of(process.pid, "NoNewPrivs", task), 1)
+        process = self.start("--sandbox", "off")
+        self.assertEqual(self.filters(process.pid), 0)
+
+    def test_a_forbidden_call_ends_it_with_one_line_and_nothing_stays(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}", env={**os.environ, "LD_PRELOAD": MISBEHAVE})
+        connect(self.socket).close()
+        self.assertEqual(process.wait(LIMIT_S), 4)
+        self.assertRegex(process.stderr.read(), r"^gnomon: forbidden system call 41: .*sandbox.*: please report.*\n$")
+        deadline = time.monotonic() + LIMIT_S
+        while os.path.exists(self.socket): # its sweeper runs a moment longer
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def test_with_the_sandbox_off_the_same_call_is_made(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}", "--sandbox", "off",
+                             env={**os.environ, "LD_PRELOAD": MISBEHAVE})
+        connect(self.socket).close()
+        connect(self.socket).close() # it serves on
+        process.terminate()
+        self.assertEqual(process.wait(LIMIT_S), 8)
+
+    def test_on_a_terminal_the_terminal_is_restored(self):
+        terminal = Terminal("--append", "l", "--serial", "stdio", "--serial", f"unix:{self.socket}",
+                            env={**os.environ, "LD_PRELOAD": MISBEHAVE})
+        self.addCleanup(terminal.close)
+        terminal.shows(b"up")
+        self.assertTrue(terminal.raw())
+        connect(self.socket).close()
+        self.assertEqual(terminal.end(), 4)
+        self.assertTrue(terminal.restored())
+        terminal.shows(b"forbidden system call 41")
+
+    def test_a_killed_machine_leaves_no_socket(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}")
+        process.kill()
+        deadline = time.monotonic() + LIMIT_S
+        while os.path.exists(self.socket):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def test_a_socket_that_took_the_place_of_ours_stays(self):
+        process = self.start("--serial", "stdio", "--serial", f"unix:{self.socket}")
+        os.unlink(self.socket)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(self.socket)
+            process.terminate()
+            self.assertEqual(process.wait(LIMIT_S), 8)
+            self.assertTrue(os.path.exists(self.socket))
+
+
+class PerfMap(unittest.TestCase):
+    def test_translated_code_is_named_in_a_file_that_the_last_line_names(self):
+        for more in ((), ("--trace", "code,file=/dev/null"), ("--cell", "off", "--sandbox", "off")):
+            result = boot("x", "--perf", *more)
+            self.assertEqual(result.returncode, 85, result.stderr)
+            path = re.fullmatch(r"gnomon: perf's map is (/tmp/perf-\d+\.map)\n", result.stderr)[1]
+            with open(path) as f:
+                rows = [line.split() for line in f]
+            os.unlink(path)
+            self.assertTrue(any(re.fullmatch("guest_20[0-9a-f]{4}_32_cpl0", name) for _, _, name in rows), rows)
+            self.assertIn("gnomon_stub_sensitive", [name for _, _, name in rows])
+            spans = sorted((int(start, 16), int(size, 16)) for start, size, _ in rows)
+            for (start, size), (following, _) in zip(spans, spans[1:]):
+                self.assertLessEqual(start + size, following)
+
+    def test_without_the_option_there_is_no_file(self):
+        before = {name for name in os.listdir("/tmp") if name.startswith("perf-")}
+        self.assertEqual(boot("x").stderr, "")
+        self.assertEqual(boot("x", "--perf=off").stderr, "")
+        self.assertEqual({name for name in os.listdir("/tmp") if name.startswith("perf-")}, before)
+
+    def test_a_name_that_is_taken_is_a_host_error(self):
+        with tempfile.TemporaryDirectory() as work:
+            for _ in range(5): # others make processes too
+                first = subprocess.Popen(["true"])
+                first.wait()
+                links = [f"/tmp/perf-{first.pid + i}.map" for i in range(1, 2000)]
+                made = []
+                try:
+                    for link in links:
+                        try:
+                            os.symlink(os.path.join(work, "target"), link)
+                            made.append(link)
+                        except FileExistsError:
+                            pass
+                    result = boot("x", "--perf")
+                finally:
+                    for link in made:
+                        os.unlink(link)
+                if result.returncode == 4:
+                    break
+                os.unlink(result.stderr.split()[-1])
+            self.assertEqual(result.returncode, 4)
+            self.assertRegex(result.stderr, r"^gnomon: can't write perf's map \(File exists\): /tmp/perf-\d+\.map: remove what is there\n$")
+            self.assertEqual((os.listdir(work), result.stdout), ([], ""))
 
 
 class BackEnds(unittest.TestCase):
@@ -208,6 +404,48 @@ class BackEnds(unittest.TestCase):
             self.assertEqual(gnomon("run", path, cwd="/").returncode, 85)
             with open(os.path.join(work, "log"), "rb") as f:
                 self.assertEqual(f.read(), b"up\r\n")
+
+    def test_files_of_the_last_run_are_overwritten(self):
+        with tempfile.TemporaryDirectory() as work:
+            for name in ("log", "trace"):
+                with open(os.path.join(work, name), "w") as f:
+                    f.write("old" * 100000)
+            self.assertEqual(boot("x", "--serial", "file:log", "--trace", "cpu,file=trace", cwd=work).returncode, 85)
+            with open(os.path.join(work, "log"), "rb") as f:
+                self.assertEqual(f.read(), b"up\r\n")
+            with open(os.path.join(work, "trace")) as f:
+                self.assertNotIn("old", f.read())
+
+    def test_output_that_cannot_be_written_is_said_once(self):
+        for arguments, word in ((["--serial", "file:/dev/full"], "/dev/full"),
+                                (["--serial", "none", "--trace", "io,file=/dev/full"], "trace")):
+            result = boot("x", *arguments)
+            self.assertEqual(result.returncode, 85)
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+            self.assertIn(word, result.stderr)
+        for error, file in (("No space left", "/dev/full"), ("Broken pipe", None)):
+            if file:
+                out = os.open(file, os.O_WRONLY)
+            else:
+                reader, out = os.pipe()
+                os.close(reader)
+            result = subprocess.run([GNOMON, "run", "--kernel", GUEST, "--append", "r", "--timeout", "0.5"], stdout=out,
+                                    stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
+            os.close(out)
+            self.assertEqual(result.returncode, 10)
+            self.assertRegex(result.stderr, fr"^gnomon: can't write what COM1 prints \({error}.*\): standard output: .*\n$")
+
+    def test_closed_standard_files_are_nobody_elses(self):
+        with tempfile.TemporaryDirectory() as work:
+            disk = os.path.join(work, "disk")
+            with open(disk, "wb") as f:
+                f.truncate(65536)
+            command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", GNOMON, "run", "--kernel", GUEST, "--append", "x"]
+            self.assertEqual(subprocess.run([*command, "--disk", disk], timeout=LIMIT_S).returncode, 85)
+            with open(disk, "rb") as f:
+                self.assertEqual(f.read().strip(b"\0"), b"")
+            result = subprocess.run(["sh", "-c", '"$@" >&-', "sh", GNOMON, "help"], stderr=subprocess.PIPE, timeout=LIMIT_S)
+            self.assertEqual(result.returncode, 4)
 
     def test_a_pipe_is_echoed_whole(self):
         text = "".join(f"line {i}\n" for i in range(2000))
@@ -225,16 +463,7 @@ class BackEnds(unittest.TestCase):
             path = os.path.join(work, "sock")
             process = subprocess.Popen([GNOMON, "run", "--kernel", GUEST, "--append", "e", "--serial", f"unix:{path}"],
                                        stdin=subprocess.DEVNULL)
-            deadline = time.monotonic() + LIMIT_S
-            client = socket.socket(socket.AF_UNIX)
-            client.settimeout(LIMIT_S)
-            while True:
-                try:
-                    client.connect(path)
-                    break
-                except OSError:
-                    self.assertLess(time.monotonic(), deadline)
-                    time.sleep(0.01)
+            client = connect(path)
             client.sendall(b"ping")
             got = b""
             while not got.endswith(b"ping"):
@@ -289,6 +518,8 @@ class OnATerminal(unittest.TestCase):
         terminal.shows(b"this list")
         os.write(terminal.master, b"\x01s")
         terminal.shows(b"time_wall")
+        terminal.shows(b"helper_")
+        self.assertNotIn(b"time_translated", terminal.text) # nothing is measured without --stats
         os.write(terminal.master, b"\x01x")
         self.ends(terminal, 8)
 
@@ -327,4 +558,4 @@ class OnATerminal(unittest.TestCase):
         self.ends(terminal, 2)
 
 
-unittest.main(argv=sys.argv[:1] + sys.argv[3:])
+unittest.main(argv=sys.argv[:1] + sys.argv[4:])

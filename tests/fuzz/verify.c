@@ -29,6 +29,7 @@ struct value {
     int64_t offset;
     int64_t first, end; // of what was checked, relative to the symbol; REST, HOST, DELTA
     bool may_write;
+    bool constant; // a number of the translator's
 };
 
 struct field { // a value kept in one of the engine's fields
@@ -50,6 +51,9 @@ struct verifier {
     const uint64_t *tag; // the tag table last compared with
     uint32_t compared;   // the immediate of its comparison
     uint32_t slow_info;
+    uint64_t constant_compared, constant_tag; // entry of a tag table that a constant was compared with, and found equal to
+    uint32_t constant_symbol;
+    bool constant_write;
     unsigned owed_offset; // instructions left in which the guest's offset must be added to the host's TSC
 };
 
@@ -101,6 +105,22 @@ static bool is_tag(const struct verifier *s, const uint64_t *table, bool *write)
             return true;
     }
     return false;
+}
+
+// The table of the TLB that an address is an entry of.
+static const uint64_t *entry_of(const struct verifier *s, uint64_t address, unsigned *index)
+{
+    for (unsigned k = 0; k < TLB_KINDS; k++) {
+        const struct tlb_set *set = &s->d->v->tlb->set[k];
+        const uint64_t *tables[] = {set->read_tag, set->write_tag, set->host_page};
+        for (unsigned i = 0; i < 3; i++)
+            if (within(address, 8, tables[i], sizeof set->read_tag)) {
+                if (index)
+                    *index = (unsigned)((address - (uint64_t)tables[i]) / 8);
+                return tables[i];
+            }
+    }
+    return NULL;
 }
 
 // Rule 1.
@@ -255,6 +275,8 @@ static void check_memory(struct verifier *s, const ZydisDecodedInstruction *z, c
             s->owed_offset = 0;
         if (z->mnemonic == ZYDIS_MNEMONIC_MOV && writes && address == (uint64_t)&s->d->slow_info)
             s->slow_info = (uint32_t)z->raw.imm[0].value.u;
+    } else if (m->base == ZYDIS_REGISTER_NONE && m->index == ZYDIS_REGISTER_NONE && size == 8 && !writes) {
+        rule(entry_of(s, (uint64_t)m->disp.value, NULL), "an absolute operand outside the engine's tables");
     } else if (m->base == ZYDIS_REGISTER_NONE && m->index == ZYDIS_REGISTER_RDI) {
         rule(indexed_table(s, (uint64_t)m->disp.value) && m->scale == 8 && size == 8 && !writes,
              "an indexed operand outside the engine's tables");
@@ -303,6 +325,11 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
             *out = *gpr(s, op[1].reg.value);
             return true;
         }
+        if (op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+            *out = fresh(s);
+            out->constant = true;
+            return true;
+        }
         if (op[1].type != ZYDIS_OPERAND_TYPE_MEMORY)
             return false;
         if (m->base == ZYDIS_REGISTER_RIP) {
@@ -315,6 +342,21 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
             if (from)
                 *out = *from;
             return from;
+        }
+        if (m->base == ZYDIS_REGISTER_NONE && m->index == ZYDIS_REGISTER_NONE) {
+            unsigned tag_index, page_index;
+            const uint64_t *tag = entry_of(s, s->constant_tag, &tag_index), *page = entry_of(s, (uint64_t)m->disp.value, &page_index);
+            for (unsigned k = 0; k < TLB_KINDS; k++) {
+                const struct tlb_set *set = &s->d->v->tlb->set[k];
+                if (page == set->host_page && tag_index == page_index && (tag == set->read_tag || tag == set->write_tag)) {
+                    *out = fresh(s);
+                    out->kind = PAGE;
+                    s->constant_symbol = out->symbol;
+                    s->constant_write = tag == set->write_tag;
+                    return true;
+                }
+            }
+            return false;
         }
         if (m->base == ZYDIS_REGISTER_NONE) {
             const uint64_t *table = indexed_table(s, (uint64_t)m->disp.value);
@@ -368,6 +410,15 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
 static void track_check(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
 {
     struct value *rest = &s->reg[T0];
+    if (z->mnemonic == ZYDIS_MNEMONIC_CMP && op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && op[0].mem.base == ZYDIS_REGISTER_NONE &&
+        op[0].mem.index == ZYDIS_REGISTER_NONE) {
+        const struct value *against = op[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? gpr(s, op[1].reg.value) : NULL;
+        s->constant_compared = op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && !(against && against->constant) ? 0 : (uint64_t)op[0].mem.disp.value;
+    } else if (z->mnemonic == ZYDIS_MNEMONIC_JNZ && s->constant_compared) { // taken to the cold part
+        s->constant_tag = s->constant_compared;
+        s->constant_compared = 0;
+        return;
+    }
     if (z->mnemonic == ZYDIS_MNEMONIC_CMP && s->tag && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
         op[0].reg.value == ZYDIS_REGISTER_RBP && z->raw.imm[0].size) {
         rule(z->raw.imm[0].value.u <= PAGE_SIZE, "a check beyond the page");
@@ -392,7 +443,12 @@ static void track(struct verifier *s, const ZydisDecodedInstruction *z, const Zy
         if (!(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
             continue;
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.base == ZYDIS_REGISTER_RIP) {
-            forget_fields(s, rip_address(s, z, o), o->size / 8u);
+            struct value *field = find_field(s, rip_address(s, z, o));
+            if (field && field->kind == PLAIN && o->size == 64 && op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE &&
+                (z->mnemonic == ZYDIS_MNEMONIC_ADD || z->mnemonic == ZYDIS_MNEMONIC_SUB))
+                field->offset += z->mnemonic == ZYDIS_MNEMONIC_ADD ? op[1].imm.value.s : -op[1].imm.value.s;
+            else
+                forget_fields(s, rip_address(s, z, o), o->size / 8u);
         } else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (i || !known)) {
             ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value);
             if (gpr(s, whole))
@@ -404,6 +460,11 @@ static void track(struct verifier *s, const ZydisDecodedInstruction *z, const Zy
     if (store && gpr(s, op[1].reg.value) && s->field_count < sizeof s->field / sizeof s->field[0])
         s->field[s->field_count++] = (struct field){rip_address(s, z, &op[0]), *gpr(s, op[1].reg.value)};
     track_check(s, z, op);
+    // An offset in the page of a constant address follows the page.
+    if (z->mnemonic == ZYDIS_MNEMONIC_MOV && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && op[0].reg.value == ZYDIS_REGISTER_EBP &&
+        op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && s->reg[T1].kind == PAGE && s->reg[T1].symbol == s->constant_symbol)
+        s->reg[T0] = (struct value){.kind = REST, .symbol = s->constant_symbol, .offset = (int64_t)op[1].imm.value.u,
+                                    .end = PAGE_SIZE, .may_write = s->constant_write};
 }
 
 static bool stub(const struct dbt *d, uint64_t target)
@@ -465,7 +526,7 @@ static void check_map(struct verifier *s) // rule 4
 static void check_exits(struct verifier *s)
 {
     const struct block *b = s->b;
-    rule(b->exit_count <= 2, "the number of exits");
+    rule(b->exit_count <= MAX_EXITS, "the number of exits");
     rule(b->code_parked - b->code < b->code_len && starts(s, b->code_parked - b->code), "the way in for parked flags");
     for (unsigned i = 0; i < b->exit_count; i++) {
         const struct exit *e = &b->exits[i];
@@ -483,7 +544,7 @@ static void check_exits(struct verifier *s)
 static void check_ranges(struct verifier *s)
 {
     const struct block *b = s->b;
-    rule(b->range_count >= 1 && b->range_count <= 4, "the number of ranges");
+    rule(b->range_count >= 1 && b->range_count <= MAX_RANGES, "the number of ranges");
     for (unsigned i = 0; i < b->range_count; i++)
         rule((b->range[i].gpa & (PAGE_SIZE - 1)) + b->range[i].len <= PAGE_SIZE, "a range across pages");
     uint64_t own = b->range[0].len + (b->straddles ? b->range[1].len : 0);

@@ -157,11 +157,11 @@ static void bad_paths_say_why(void **state)
 {
     struct image *i = *state;
     assert_null(block_open("/nonexistent/disk", false, false, i->error, sizeof i->error));
-    assert_string_equal(i->error, "disk /nonexistent/disk: cannot open: No such file or directory");
+    assert_string_equal(i->error, "disk /nonexistent/disk: cannot open: No such file or directory: check its name and its mode");
     assert_null(block_open("/tmp", true, false, i->error, sizeof i->error));
-    assert_string_equal(i->error, "disk /tmp: Is a directory");
+    assert_string_equal(i->error, "disk /tmp: Is a directory: name a raw image");
     assert_null(block_open("/dev/null", true, false, i->error, sizeof i->error));
-    assert_string_equal(i->error, "disk /dev/null: neither a file nor a block device");
+    assert_string_equal(i->error, "disk /dev/null: neither a file nor a block device: name a raw image");
     fill(i->path, 0);
     assert_null(block_open(i->path, true, false, i->error, sizeof i->error));
     assert_non_null(strstr(i->error, "is empty"));

@@ -816,6 +816,77 @@ static void translated_code_is_traced_through_a_pipe(void **state)
     assert_non_null(strstr(text, "guest 000000100020  mov      esp, 0x8000"));
 }
 
+static FILE *perf_file;
+static int perf_pid;
+
+static FILE *on_perf_map(void *opaque, int pid, char *error, size_t error_size)
+{
+    (void)opaque, (void)error, (void)error_size;
+    perf_pid = pid;
+    return perf_file;
+}
+
+static void names_of_translated_code_come_through_the_trace_pipe_apart_from_the_trace(void **state)
+{
+    struct play *p = *state;
+    struct machine_config config = config_for(p);
+    char trace[4096] = "", map[4096] = "";
+    FILE *f = tmpfile();
+
+    perf_file = tmpfile();
+    make_kernel(dma_guest, (size_t)(dma_guest_end - dma_guest));
+    config.engine = &engine_software;
+    config.trace_code = f;
+    config.trace_blocks = true;
+    config.perf_map = on_perf_map;
+#ifdef __SANITIZE_ADDRESS__
+    config.sandbox = false;
+#endif
+    create(p, &config);
+    assert_int_equal(run(p, NULL).end, MACHINE_END_GUEST_EXIT);
+    assert_int_equal(perf_pid, cell_pid(p->m));
+    machine_destroy(p->m);
+    p->m = NULL;
+    rewind(f);
+    rewind(perf_file);
+    assert_true(fread(trace, 1, sizeof trace - 1, f) > 0);
+    assert_true(fread(map, 1, sizeof map - 1, perf_file) > 0);
+    fclose(f);
+    fclose(perf_file);
+    assert_non_null(strstr(trace, "block rip 100020"));
+    assert_null(strstr(trace, "guest_"));
+    assert_null(strchr(trace, 0x1e));
+    assert_non_null(strstr(map, " guest_100020_32_cpl0\n"));
+    assert_non_null(strstr(map, " gnomon_stub_chain\n"));
+    for (const char *line = map; *line; line = strchr(line, '\n') + 1) {
+        unsigned long start, size;
+        char name[64];
+        assert_int_equal(sscanf(line, "%lx %lx %63s\n", &start, &size, name), 3);
+        assert_true(start >= 0x1000 && size && start + size < 1ul << 31);
+        assert_true(!strncmp(name, "guest_", 6) || !strncmp(name, "gnomon_stub_", 12));
+    }
+}
+
+static FILE *refuse_perf_map(void *opaque, int pid, char *error, size_t error_size)
+{
+    (void)opaque, (void)pid;
+    snprintf(error, error_size, "no map today");
+    return NULL;
+}
+
+static void a_map_that_cannot_be_made_ends_the_start(void **state)
+{
+    struct play *p = *state;
+    struct machine_config config = config_for(p);
+    char error[MACHINE_ERROR_SIZE] = "";
+
+    config.engine = &engine_software;
+    config.perf_map = refuse_perf_map;
+    create(p, &config);
+    assert_true(machine_start(p->m, error, sizeof error) < 0);
+    assert_string_equal(error, "no map today");
+}
+
 struct told {
     uint64_t *seen;
 };
@@ -894,6 +965,8 @@ int main(void)
         test(nonsense_in_the_page_harms_the_guest_only),
         test(a_device_that_writes_over_translated_code_is_seen),
         test(translated_code_is_traced_through_a_pipe),
+        test(names_of_translated_code_come_through_the_trace_pipe_apart_from_the_trace),
+        test(a_map_that_cannot_be_made_ends_the_start),
         test(writes_to_traced_pages_are_told_before_the_cell_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "frontend/exit.h"
@@ -63,6 +65,7 @@ static void file_takes_every_byte_and_starts_empty(void **state)
     char text[32] = "";
     for (int round = 0; round < 2; round++) {
         assert_int_equal(open_port(&s, CHAR_FILE), 0);
+        serial_begin(&s);
         put(&s, round ? "two" : "the first round");
         serial_close(&s, false);
         int fd = open(path, O_RDONLY);
@@ -277,6 +280,25 @@ static void time_limit_ends_the_machine_as_timed_out(void **state)
     end_arrives(1000000, 0, EXIT_TIMED_OUT);
 }
 
+static void a_file_at_its_size_limit_loses_bytes_and_kills_nobody(void **state)
+{
+    struct serial s;
+    int status;
+    pid_t pid = fork();
+    (void)state;
+    if (!pid) {
+        const struct rlimit limit = {2, 2};
+        input_block_signals();
+        if (dup2(open("/dev/null", O_WRONLY), STDERR_FILENO) < 0 || open_port(&s, CHAR_FILE) ||
+            setrlimit(RLIMIT_FSIZE, &limit))
+            _exit(1);
+        put(&s, "abc");
+        _exit(s.lost ? 0 : 2);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_directory, remove_directory)
 
 int main(void)
@@ -293,6 +315,7 @@ int main(void)
         TEST(input_arrives_in_order_in_pieces_the_guest_takes),
         TEST(sigterm_ends_the_machine_as_killed),
         TEST(time_limit_ends_the_machine_as_timed_out),
+        TEST(a_file_at_its_size_limit_loses_bytes_and_kills_nobody),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -341,7 +341,9 @@ static void xrstor_refuses_bad_headers_and_mxcsr(void **state)
     assert_int_equal(run_at(w, OP_XRSTOR, 8, AREA), -1);
     poke(w, AREA + 24, 0x80001f80, 4);
     assert_fault(run_at(w, OP_XRSTOR, 8, AREA), EXC_GP, 0);
+#ifndef __SANITIZE_ADDRESS__ // its longjmp() uses vector registers
     assert_memory_equal(image(w) + 32, saved + 32, 384);
+#endif
 }
 
 static void outside_64_bit_code_registers_8_to_15_stay(void **state)
