@@ -27,6 +27,8 @@ void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
     g->sens = (uint8_t)op;
 }
 
+static unsigned head_bytes(struct head h) { return h.high >> 48 & 15; }
+
 static bool in_set(const uint32_t set[8], unsigned op) { return set[op >> 5] >> (op & 31) & 1; }
 
 // Bytes before displacement and immediate, or 0: not told here. Looks at p[0..15].
@@ -78,6 +80,18 @@ static unsigned head_length(const uint8_t *p, unsigned code_size)
     return i > HEAD_MAX ? 0 : i;
 }
 
+// Whole words, for lengths that are multiples of 8: the compiler makes REP MOVS of them, which takes long to begin.
+static void copy_words(void *to, const void *from, size_t n)
+{
+    typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
+    char *t = to;
+    const char *f = from;
+    for (; n >= 16; n -= 16, t += 16, f += 16)
+        *(pair *)t = *(const pair *)f;
+    if (n)
+        memcpy(t, f, 8);
+}
+
 static uint64_t number(const uint8_t *p, unsigned bits, bool is_signed)
 {
     switch (bits) {
@@ -100,18 +114,15 @@ static uint64_t number(const uint8_t *p, unsigned bits, bool is_signed)
     }
 }
 
-static struct decoded *form_at(struct translation *t, const uint8_t head[16])
+static struct decoded *form_at(struct translation *t, struct head h)
 {
-    uint64_t a, b;
-    memcpy(&a, head, 8);
-    memcpy(&b, head + 8, 8);
-    return &t->form[(a ^ (b << 7 | b >> 57)) * 0x9e3779b97f4a7c15ull >> (64 - FORM_BITS)];
+    return &t->form[(h.low ^ (h.high << 7 | h.high >> 57)) * 0x9e3779b97f4a7c15ull >> (64 - FORM_BITS)];
 }
 
 static bool decode_from(struct translation *t, const struct decoded *f, struct ginsn *g)
 {
-    memcpy(&g->z, &f->z, sizeof g->z);
-    memcpy(g->op, f->op, sizeof g->op[0] * f->z.operand_count);
+    copy_words(&g->z, &f->z, sizeof g->z);
+    copy_words(g->op, f->op, sizeof g->op[0] * f->z.operand_count);
     if (g->z.raw.disp.size) {
         int64_t disp = (int64_t)number(g->bytes + g->z.raw.disp.offset, g->z.raw.disp.size, true);
         g->z.raw.disp.value = disp;
@@ -132,12 +143,12 @@ static bool decode_from(struct translation *t, const struct decoded *f, struct g
 }
 
 // Keeps what was decoded, if constraint 2 holds.
-static struct decoded *form_keep(struct translation *t, const uint8_t head[16], const struct ginsn *g)
+static struct decoded *form_keep(struct translation *t, struct head head, const struct ginsn *g)
 {
     const ZydisDecodedInstruction *z = &g->z;
     int memory = -1, immediate = -1;
     if (z->raw.imm[1].size || z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
-        head[14] != z->length - z->raw.disp.size / 8 - z->raw.imm[0].size / 8 || z->operand_count > FORM_OPERANDS)
+        head_bytes(head) + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS)
         return NULL;
     for (unsigned i = 0; i < z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
@@ -159,23 +170,23 @@ static struct decoded *form_keep(struct translation *t, const uint8_t head[16], 
         }
     }
     struct decoded *f = form_at(t, head);
-    memcpy(f->head, head, 16);
+    f->head = head;
     f->memory = (int8_t)memory;
     f->immediate = (int8_t)immediate;
-    memcpy(&f->z, z, sizeof *z);
-    memcpy(f->op, g->op, sizeof g->op[0] * z->operand_count);
+    copy_words(&f->z, z, sizeof *z);
+    copy_words(f->op, g->op, sizeof g->op[0] * z->operand_count);
     return f;
 }
 
-static bool make_head(const struct translation *t, const uint8_t bytes[16], unsigned len, uint8_t head[16])
+static bool make_head(const struct translation *t, const uint8_t bytes[16], unsigned len, struct head *head)
 {
     unsigned n = head_length(bytes, t->code_size);
     if (!n || n > len)
         return false;
-    memset(head, 0, 16);
-    memcpy(head, bytes, n);
-    head[14] = (uint8_t)n;
-    head[15] = (uint8_t)(1 + mode_index(t));
+    memcpy(head, bytes, sizeof *head); // masked as words: bytes stored one by one could not be loaded as such at once
+    head->low &= n < 8 ? (1ull << 8 * n) - 1 : ~0ull;
+    head->high &= n > 8 ? (1ull << 8 * (n - 8)) - 1 : 0;
+    head->high |= (uint64_t)n << 48 | (uint64_t)(1 + mode_index(t)) << 56;
     return true;
 }
 
@@ -184,11 +195,12 @@ void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
 {
     struct peeked k = {0};
     for (unsigned i = 0; i < 16 && len >= 16 && !k.ends; i++) {
-        uint8_t head[16], bytes[16];
+        uint8_t bytes[16];
+        struct head head;
         memcpy(bytes, p, 16);
         if (!peek_quickly(t, bytes, 16, &k))
             break;
-        if (make_head(t, bytes, MAX_LENGTH, head)) {
+        if (make_head(t, bytes, MAX_LENGTH, &head)) {
             const uint8_t *f = (const uint8_t *)form_at(t, head);
             for (unsigned line = 0; line < sizeof(struct decoded); line += 64)
                 __builtin_prefetch(f + line);
@@ -200,16 +212,20 @@ void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
 
 bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
 {
-    uint8_t head[16] = {0};
+    struct head head = {0};
     struct decoded *f = NULL;
-    if (len > MAX_LENGTH)
+    if (len > MAX_LENGTH) {
         len = MAX_LENGTH;
-    memcpy(g->bytes, p, len); // once: a device may be writing there
-    memset(g->bytes + len, 0, sizeof g->bytes - len);
+        memcpy(g->bytes, p, 16); // once: a device may be writing there
+        g->bytes[15] = 0;
+    } else {
+        memcpy(g->bytes, p, len);
+        memset(g->bytes + len, 0, sizeof g->bytes - len);
+    }
     g->rip = rip;
-    if (make_head(t, g->bytes, len, head)) {
+    if (make_head(t, g->bytes, len, &head)) {
         f = form_at(t, head);
-        if (memcmp(f->head, head, 16) == 0 && f->z.length <= len) {
+        if (f->head.low == head.low && f->head.high == head.high && f->z.length <= len) {
             if (decode_from(t, f, g))
                 return true;
             goto classify;
@@ -225,7 +241,7 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
         cannot_decode(t, g, status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || status == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
         return true;
     }
-    if (head[14])
+    if (head_bytes(head))
         f = form_keep(t, head, g);
 classify:
     classify(t, g);

@@ -52,11 +52,15 @@ struct window { // the bytes of the page(s) being translated
 #define FORM_BITS 12
 #define FORM_OPERANDS 4
 
+struct head { // an instruction's bytes before displacement and immediate; bits 48.. of `high`: their number; 56..: 1 + the
+    uint64_t low, high; // decoder's index
+};
+
 struct decoded { // what was decoded for a head (decode.c)
-    _Alignas(64) uint8_t head[16]; // zero-padded; [14]: its length, [15]: 1 + the decoder's index
-    uint32_t key;                  // of cls and sens
+    _Alignas(64) struct head head;
+    uint32_t key; // of cls and sens
     uint8_t cls, sens;
-    int8_t memory, immediate;      // operands that hold the numbers, -1: none
+    int8_t memory, immediate; // operands that hold the numbers, -1: none
     ZydisDecodedInstruction z;
     ZydisDecodedOperand op[FORM_OPERANDS];
 };

@@ -28,6 +28,7 @@ struct tlb_set {
 };
 
 #define TLB_LOG 4096
+#define TLB_WRITERS 4
 struct tlb {
     struct tlb_set set[TLB_KINDS];
     // Filled non-global entries since the last flush, kind << TLB_BITS | index; full: flush clears everything.
@@ -39,7 +40,7 @@ struct tlb {
     // The rest is for tlb.c alone.
     uint64_t logged[2][TLB_KINDS][TLB_ENTRIES / 64]; // which entries stand in log resp. global_log
     uint64_t touched[TLB_KINDS][TLB_ENTRIES / 512 / 64]; // runs of 512 entries filled since everything was cleared
-    uint32_t writer[TLB_ENTRIES]; // by host page number: the entry with a write tag for it, for mmu_drop_writable()
+    uint32_t writer[TLB_ENTRIES][TLB_WRITERS]; // by host page number: the entries with a write tag for it, for mmu_drop_writable()
     // Large pages cached in pieces, for INVLPG: a hashed set for each of enum tlb_large (tlb.c), and which page sizes
     // stand in it.
     uint64_t large[3][64];

@@ -8,15 +8,15 @@
 //     flush clear all.
 //  2. Clearing all visits only runs of 512 entries that were filled since the last time (`touched`).
 //  3. Tracing a page must find the write tags of all its aliases: `writer` remembers by host page number
-//     the one entry that has one; two or more (WRITER_MANY) cost a search through the logs.
+//     the few entries that have one; more (WRITER_MANY) cost a search through the logs.
 //  4. INVLPG drops a whole large page, of which any number of 4 KiB pieces may be here: `large` remembers,
 //     hashed, the large pages that entries came from. A hit costs a search through the 512 or 1,024 entries
 //     that can be meant, and for 1 GiB, or if code was fetched from the page (the translator keeps code
 //     mappings itself), a full flush.
 //
 // Invariants: an entry with a valid tag stands in `log` if it is not global, in one of the logs if it is,
-// unless that log overflowed. An entry with a valid write tag is what `writer` says for its host page, or
-// that says WRITER_MANY. Tags of one entry always come from the same walk.
+// unless that log overflowed. An entry with a valid write tag is among what `writer` says for its host page,
+// or that says WRITER_MANY. Tags of one entry always come from the same walk.
 //
 // A TLB belongs to the thread that runs its vCPU; nobody else touches it.
 #include "mmu/mem.h"
@@ -86,12 +86,20 @@ static inline uint64_t host_page_of(const struct tlb *t, uint32_t entry)
 // Entry `entry` is getting a write tag for host_page.
 static inline void note_writer(struct tlb *t, uint32_t entry, uint64_t host_page)
 {
-    uint32_t *writer = &t->writer[writer_slot(host_page)];
-    if (*writer == entry + 1 || *writer == WRITER_MANY)
+    unsigned slot = writer_slot(host_page);
+    uint32_t *writer = t->writer[slot], *unused = NULL;
+    if (writer[0] == WRITER_MANY)
         return;
-    bool alone = !*writer || !has_writer(t, *writer - 1) ||
-                 writer_slot(host_page_of(t, *writer - 1)) != writer_slot(host_page);
-    *writer = alone ? entry + 1 : WRITER_MANY;
+    for (unsigned k = 0; k < TLB_WRITERS; k++) {
+        if (writer[k] == entry + 1)
+            return;
+        if (!writer[k] || !has_writer(t, writer[k] - 1) || writer_slot(host_page_of(t, writer[k] - 1)) != slot)
+            unused = &writer[k];
+    }
+    if (unused)
+        *unused = entry + 1;
+    else
+        writer[0] = WRITER_MANY;
 }
 
 static inline void log_entry(struct tlb *t, uint32_t entry, bool global)
@@ -375,13 +383,15 @@ void mmu_drop_writable(struct vcpu *v, uint64_t gpa)
     if (!t || slot.kind != MEM_RAM)
         return;
     struct search s = {.host_page = (uint64_t)slot.host & -PAGE_SIZE};
-    uint32_t *writer = &t->writer[writer_slot(s.host_page)];
-    if (!*writer)
-        return;
-    if (*writer != WRITER_MANY) {
-        drop_writer(t, &s, *writer - 1);
+    uint32_t *writer = t->writer[writer_slot(s.host_page)];
+    if (writer[0] != WRITER_MANY) {
+        for (unsigned k = 0; k < TLB_WRITERS; k++)
+            if (writer[k])
+                drop_writer(t, &s, writer[k] - 1);
         return;
     }
     search_writers(t, &s);
-    *writer = !s.others ? 0 : s.others == 1 ? s.other + 1 : WRITER_MANY;
+    for (unsigned k = 0; k < TLB_WRITERS; k++)
+        writer[k] = 0;
+    writer[0] = !s.others ? 0 : s.others == 1 ? s.other + 1 : WRITER_MANY;
 }

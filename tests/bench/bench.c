@@ -451,6 +451,46 @@ static const struct row {
     {"indirect_calls", indirect_calls, NULL}, {"snprintf", snprintf_line, snprintf_right},
 };
 
+// ---- how late a timer's signal is for a thread that computes: what an interrupt of a guest can't be faster than
+
+#define SHOTS 1000
+static volatile uint64_t signal_at;
+
+static void on_timer_signal(int sig)
+{
+    (void)sig;
+    signal_at = now_ns();
+}
+
+static int ascending(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void timer_signals(void)
+{
+    static uint64_t late[SHOTS];
+    struct sigaction action = {.sa_handler = on_timer_signal};
+    timer_t timer;
+    sigaction(SIGUSR1, &action, NULL);
+    if (timer_create(CLOCK_MONOTONIC, &(struct sigevent){.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1}, &timer) < 0)
+        return;
+    for (unsigned i = 0; i < SHOTS; i++) {
+        uint64_t due = now_ns() + 200000 + 20000 * (i % 37);
+        struct itimerspec at = {.it_value = {(time_t)(due / 1000000000), (long)(due % 1000000000)}};
+        signal_at = 0;
+        timer_settime(timer, TIMER_ABSTIME, &at, NULL);
+        while (!signal_at)
+            ;
+        late[i] = signal_at - due;
+    }
+    timer_delete(timer);
+    qsort(late, SHOTS, sizeof late[0], ascending);
+    printf("row irq_signal_p50 %llu\n", (unsigned long long)late[SHOTS / 2]);
+    printf("row irq_signal_p99 %llu\n", (unsigned long long)late[SHOTS * 99 / 100]);
+}
+
 // Whether `name` is one of the comma-joined words.
 static bool named(const char *words, const char *name)
 {
@@ -501,6 +541,8 @@ int main(int argc, char *argv[])
         else
             printf("row %s %.3f\n", rows[i].name, measure(&rows[i], target_ns));
     }
+    if (!only || named(only, "irq_signal"))
+        timer_signals();
     puts("bench ends");
     if (init) {
         sync();
