@@ -22,6 +22,8 @@ struct vcpu_exits {
     void (*mmio_write)(void *opaque, uint64_t gpa, unsigned size, uint64_t value);
     // Acknowledges the 8259 pair: returns the vector (INTA cycle).
     int (*pic_ack)(void *opaque);
+    // FERR#: an x87 exception is to be reported by interrupt (cpu/x87.c), resp. is no longer pending. May be null.
+    void (*ferr)(void *opaque, bool level);
     // Nanoseconds of CLOCK_MONOTONIC and CLOCK_REALTIME, for paravirtual clocks.
     uint64_t (*monotonic_ns)(void *opaque);
     uint64_t (*realtime_ns)(void *opaque);
@@ -39,8 +41,9 @@ struct vcpu_listener {
     // Bytes [gpa, gpa+len) of a page traced for code were written (by guest or device).
     void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
     // Guest RIP for an instruction pointer of the host's x87 unit that lies in translated code; any other is returned
-    // as it is. May be null: such pointers then show as 0.
-    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+    // as it is. *fop becomes the guest's opcode, which translated code may encode otherwise. May be null: such pointers
+    // then show as 0.
+    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip, uint16_t *fop);
     // v->event is about to be delivered at v->s.rip: an interrupt from outside, or an exception or INT n. May be null. The
     // guest's vector registers are live.
     void (*delivering)(void *opaque, bool external);
@@ -58,6 +61,7 @@ struct vcpu_listener {
 struct cpu_event { // the exception being thrown or delivered
     uint8_t vector;
     uint8_t has_error;
+    uint8_t none; // nothing to deliver
     uint8_t soft; // INT n, INT3, INTO: DPL check, return address is the next instruction
     uint8_t breakpoint; // #DB of an instruction breakpoint: a fault
     uint32_t error;
@@ -86,9 +90,15 @@ struct vcpu {
     struct cpu_event event;
     void *throw_buf[5]; // __builtin_setjmp buffer of the engine's run loop: where cpu_throw() goes
     bool pic_intr;      // level of the 8259's INTR pin
+    bool ignne;         // level of IGNNE#; bumps mode_gen
+    uint8_t x87_hidden; // flags of pending x87 exceptions that the instruction being executed ignores (cpu/x87.c)
     // Breakpoints by number, as cpu_debug_update() found them: armed on code, on data, on ports; and those hit by the
     // instruction being executed, which become a trap when it has completed.
     uint8_t watch_code, watch_data, watch_io, debug_hits;
+    uint64_t x87_fip; // x87 instruction pointer that the guest loaded last: may look like one of translated code
+    // With x87_exact, the guest's x87 data pointer as far as translated code and loads have set it; else 0.
+    bool x87_exact;
+    uint64_t x87_fdp;
     void *engine;       // private to the engine
     struct vcpu_time time;
 };
@@ -111,6 +121,8 @@ _Noreturn void cpu_throw(struct vcpu *v, unsigned vector);                     /
 _Noreturn void cpu_throw_error(struct vcpu *v, unsigned vector, uint32_t error);
 _Noreturn void cpu_throw_page_fault(struct vcpu *v, uint64_t la, uint32_t error);
 _Noreturn void cpu_throw_breakpoint(struct vcpu *v); // #DB of an instruction breakpoint
+// Leaves an instruction that is to be run again: the same way, but cpu_deliver() has nothing to deliver then.
+_Noreturn void cpu_leave(struct vcpu *v);
 
 // ---- events (cpu/event.c). All of them may throw; the engine's loop then delivers what was thrown.
 // Delivers v->event through the IDT in every mode. Contributory faults become #DF, a fault during #DF sets
@@ -188,6 +200,12 @@ static inline enum vcpu_doing vcpu_does(struct vcpu *v, enum vcpu_doing what)
     t->doing = (uint8_t)what;
     return was;
 }
+
+// ---- x87 exceptions (cpu/x87.c); all with the guest's registers live
+// A waiting instruction finds an unmasked exception pending. Returns if it is to be executed all the same, once.
+void cpu_x87_error(struct vcpu *v);
+void cpu_x87_unhide(struct vcpu *v);  // puts x87_hidden back
+void cpu_x87_ignored(struct vcpu *v); // behind each instruction while v->ignne
 
 static inline uint64_t cpu_tsc(const struct vcpu *v)
 {

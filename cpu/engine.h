@@ -66,8 +66,9 @@ struct engine_step {
 #define ENGINE_TRAIL (ENGINE_STEPS + ENGINE_CALLS)
 // The last steps, newest first, and then the innermost calls under way, innermost first. Returns how many.
 unsigned engine_software_trail(struct vcpu *v, struct engine_step out[ENGINE_TRAIL]);
-// Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them; costs
-// speed (docs/decisions/002-dead-flags.md). Before the first run.
+// Exceptions then show every arithmetic flag as it was, also those the program overwrites before it reads them, and x87
+// images the last operand's address; costs speed (docs/decisions/002-dead-flags.md, 007-x87-pointers.md). Before the first
+// run.
 void engine_software_exact_flags(struct vcpu *v, bool exact);
 // Counts the guest instructions executed, by blocks entered, as guest_instructions_executed; costs speed. Before the first
 // run, or before any block was made.

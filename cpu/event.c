@@ -247,6 +247,8 @@ static void deliver(struct vcpu *v, enum event_kind first_kind)
     volatile enum event_kind kind = first_kind;
     volatile enum exception_class class = BENIGN;
     volatile unsigned chain = 0;
+    if (v->x87_hidden)
+        cpu_x87_unhide(v);
     for (unsigned i = 0; i < 5; i++)
         saved[i] = v->throw_buf[i];
     if (__builtin_setjmp(v->throw_buf)) {
@@ -267,6 +269,8 @@ out:
 
 void cpu_deliver(struct vcpu *v)
 {
+    if (v->event.none)
+        return;
     if (v->event.vector == EXC_PF && !v->event.soft)
         v->s.cr2 = v->event.cr2;
     v->s.activity = ACT_RUNNING;

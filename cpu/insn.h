@@ -30,7 +30,7 @@ enum insn_op {
     // instructions gone in 64-bit mode, or with an awkward stack, that have no short native sequence
     OP_PUSHA, OP_POPA, OP_ENTER, OP_BOUND, OP_DAA, OP_DAS, OP_AAA, OP_AAS, OP_AAM, OP_AAD,
     // raise #UD / #NM / #GP(0): decode outcomes that are faults
-    OP_UD, OP_NM, OP_GP0,
+    OP_UD, OP_NM, OP_GP0, OP_BAD_BRANCH,
     OP_COUNT
 };
 
@@ -54,7 +54,8 @@ struct insn {
     int64_t disp;      // sign-extended displacement
     uint64_t imm;      // immediate (sign- or zero-extended as the instruction says), port number, far offset, vector;
                        // OP_ENTER: bits 15:0 frame size, 23:16 nesting level; OP_LOAD_FAR_PTR: the segment
-                       // register to load (enum seg; in->reg is the offset's register, in->sreg where memory is)
+                       // register to load (enum seg; in->reg is the offset's register, in->sreg where memory is);
+                       // OP_BAD_BRANCH: bytes that it pushes
 };
 
 // Executes the instruction. On entry v->s is the exact state before it, rip at its first byte; on return rip is at the

@@ -296,6 +296,13 @@ static void derive_xsave(struct cpu_model *m, const struct cpu_host *host)
                       host->cpuid(host->opaque, 0xd, 1).eax & 4;
 }
 
+// All compares of strings read ES:rDI first on a Zen 3, all but REPE CMPSB on a Zen 4, whose CPUID calls that one fast.
+static void derive_order(struct cpu_model *m, const struct cpu_host *host)
+{
+    bool has_leaf = host->cpuid(host->opaque, 0x80000000, 0).eax >= 0x80000021;
+    m->cmpsb_source_first = !m->amd || (has_leaf && host->cpuid(host->opaque, 0x80000021, 0).eax & 1u << 11);
+}
+
 static void derive_clocks(struct cpu_model *m, uint32_t tsc_khz)
 {
     m->tsc_khz = tsc_khz ? tsc_khz : 1000000;
@@ -415,6 +422,7 @@ struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *s
     }
     derive_masks(m);
     derive_xsave(m, host);
+    derive_order(m, host);
     derive_clocks(m, host->tsc_khz);
     derive_widths(m, host);
     cpu_model_build_cpuid(m, host);

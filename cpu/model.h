@@ -193,6 +193,7 @@ struct cpu_model {
     uint64_t host_xcr0;        // 0: the host has no XSAVE
     uint64_t fpu_mask;         // components saved for the guest (XSAVE mask), a subset of host_xcr0
     bool host_xgetbv1;
+    bool cmpsb_source_first; // REPE CMPSB reads its first operand first: so do processors where it is fast
     struct xsave_component xsave[XSAVE_COMPONENTS];
     uint32_t max_basic, max_extended;
     unsigned entry_count;

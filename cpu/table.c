@@ -20,7 +20,8 @@
     X(XSAVEOPT, xsaveopt) X(XSAVES, xsaves) X(XRSTOR, xrstor) X(XRSTORS, xrstors) X(FXSAVE, fxsave)          \
     X(FXRSTOR, fxrstor) X(FNSTENV, fnstenv) X(FLDENV, fldenv) X(FNSAVE, fnsave) X(FRSTOR, frstor)            \
     X(RDPKRU, rdpkru) X(WRPKRU, wrpkru) X(PUSHA, pusha) X(POPA, popa) X(ENTER, enter) X(BOUND, bound)        \
-    X(DAA, daa) X(DAS, das) X(AAA, aaa) X(AAS, aas) X(AAM, aam) X(AAD, aad) X(UD, ud) X(NM, nm) X(GP0, gp0)
+    X(DAA, daa) X(DAS, das) X(AAA, aaa) X(AAS, aas) X(AAM, aam) X(AAD, aad) X(UD, ud) X(NM, nm) X(GP0, gp0) \
+    X(BAD_BRANCH, bad_branch)
 
 #define X(upper, lower) insn_fn op_##lower;
 OPS(X)

@@ -13,6 +13,12 @@ _Noreturn void cpu_throw(struct vcpu *v, unsigned vector)
     leave(v);
 }
 
+_Noreturn void cpu_leave(struct vcpu *v)
+{
+    v->event = (struct cpu_event){.none = 1};
+    leave(v);
+}
+
 _Noreturn void cpu_throw_error(struct vcpu *v, unsigned vector, uint32_t error)
 {
     v->event = (struct cpu_event){.vector = vector, .has_error = 1, .error = error};

@@ -22,6 +22,17 @@ uint64_t code_check_rip(struct vcpu *v, const struct segment *cs, uint64_t rip, 
     return rip;
 }
 
+// A near branch out of the code segment, or to an address that is not canonical (SDM 2A CALL, JMP; 2B RET). Where the
+// return address can't be stored either, AMD's processors (seen on Zen 3) raise that fault, Intel's as documented this one.
+void op_bad_branch(struct vcpu *v, const struct insn *in)
+{
+    if (in->imm && cpu_model_is_amd(v->model)) {
+        uint64_t offset = (v->s.gpr[RSP] - in->imm) & cpu_stack_mask(v);
+        mmu_check(v, cpu_linear(v, SEG_SS, offset, (unsigned)in->imm, true), (unsigned)in->imm, mmu_acc(v) | ACC_WRITE);
+    }
+    gp(v, 0);
+}
+
 // CS as real and v8086 mode load it.
 static void real_code(struct vcpu *v, uint16_t selector, struct segment *cs)
 {

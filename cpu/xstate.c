@@ -5,8 +5,9 @@
 // restoring them the host's XRSTOR from one that was checked first. What has to be done by hand:
 //  1. XCR0: the guest's is a subset of the host's; every mask is cut to it. The compacted format and the init
 //     optimization are laid out here from a standard image, so they need nothing of the host.
-//  2. Pointers: the x87 unit holds addresses of translated code and of host memory. FIP is mapped back by the
-//     translator, and FDP is shown only with a FIP that the guest itself loaded.
+//  2. Pointers: the x87 unit holds addresses of translated code and of host memory. FIP and FOP are mapped back by
+//     the translator; FDP is shown with a FIP that the guest itself loaded, else only where the translator keeps
+//     it (docs/decisions/007-x87-pointers.md).
 //  3. Outside 64-bit code only registers 0-7 exist: registers 8-31 keep their values.
 //  4. Every byte is checked before the first one is stored; a load that faults has changed no register.
 #include "cpu/internal.h"
@@ -20,6 +21,7 @@
 #define COMPACTED (1ull << 63)
 
 // Offsets in the legacy region (table 10-2) and the header (13.4.2).
+#define LEGACY_FSW   2
 #define LEGACY_FOP   6
 #define LEGACY_FIP   8
 #define LEGACY_FDP   16
@@ -31,6 +33,12 @@
 #define HEADER_END   576
 
 #define FSW_ES 0x80u
+
+// Offsets in the 32-bit protected-mode environment (figure 8-9).
+#define ENV_FIP 12
+#define ENV_FOP 18
+#define ENV_FDP 20
+#define ENV32   28
 
 typedef uint8_t area_t[XSAVE_AREA_SIZE];
 
@@ -122,21 +130,58 @@ static void live_load(const struct vcpu *v, const uint8_t *area, uint64_t mask)
         host_fxrstor(area);
 }
 
+// The guest's instruction pointer and opcode for the host's. Returns 0 if there is none.
+static uint64_t map_fip(const struct vcpu *v, uint64_t fip, uint16_t *fop)
+{
+    if (fip == v->x87_fip && fip)
+        return fip;
+    return v->listener.fip_to_guest ? v->listener.fip_to_guest(v->listener.opaque, fip, fop) : 0;
+}
+
 // Replaces the host's pointers in a legacy region by the guest's.
 static void map_pointers(const struct vcpu *v, uint8_t *area)
 {
     uint64_t fip = get(area + LEGACY_FIP, 8);
     if (!fip && !get(area + LEGACY_FDP, 8))
         return;
-    uint64_t mapped = v->listener.fip_to_guest ? v->listener.fip_to_guest(v->listener.opaque, fip) : 0;
+    uint16_t fop = (uint16_t)get(area + LEGACY_FOP, 2);
+    uint64_t mapped = map_fip(v, fip, &fop);
     put(area + LEGACY_FIP, 8, mapped);
-    if (mapped != fip)
-        put(area + LEGACY_FDP, 8, 0);
+    put(area + LEGACY_FOP, 2, fop);
+    if (mapped != fip && get(area + LEGACY_FDP, 8))
+        put(area + LEGACY_FDP, 8, v->x87_fdp);
+}
+
+// AMD's images have the pointers only while an exception is pending, and a load without one clears them. The guest's are
+// kept across C code all the same: the environment has them, with 32 bits, which is all that can be seen of them then.
+static void save_pointers(struct vcpu *v)
+{
+    uint8_t *area = v->s.xsave, env[ENV32];
+    if (!v->model->amd || !(get(area + HEADER, 8) & BIT_X87) || get(area + LEGACY_FSW, 2) & FSW_ES)
+        return;
+    __asm__ volatile("fnstenv (%0)" : : "r"(env) : "memory"); // and masks exceptions: cpu_fpu_save() resets all anyway
+    put(area + LEGACY_FOP, 2, get(env + ENV_FOP, 2) & 0x7ff);
+    put(area + LEGACY_FIP, 8, get(env + ENV_FIP, 4));
+    put(area + LEGACY_FDP, 8, get(env + ENV_FDP, 4));
+}
+
+static void load_pointers(const struct vcpu *v)
+{
+    const uint8_t *area = v->s.xsave;
+    uint8_t env[ENV32];
+    if (!v->model->amd || !(get(area + HEADER, 8) & BIT_X87) || get(area + LEGACY_FSW, 2) & FSW_ES || !get(area + LEGACY_FIP, 4))
+        return;
+    __asm__ volatile("fnstenv (%0)" : : "r"(env) : "memory");
+    put(env + ENV_FOP, 2, get(area + LEGACY_FOP, 2) & 0x7ff);
+    put(env + ENV_FIP, 4, get(area + LEGACY_FIP, 4));
+    put(env + ENV_FDP, 4, get(area + LEGACY_FDP, 4));
+    __asm__ volatile("fldenv (%0)" : : "r"(env) : "memory");
 }
 
 void cpu_fpu_save(struct vcpu *v)
 {
     live_save(v, v->s.xsave, v->model->fpu_mask);
+    save_pointers(v);
     map_pointers(v, v->s.xsave);
     static const uint32_t mxcsr = 0x1f80;
     __asm__ volatile("fninit\n\tldmxcsr %0" : : "m"(mxcsr));
@@ -152,6 +197,17 @@ void cpu_fpu_load(struct vcpu *v)
     put(area + HEADER, 8, get(area + HEADER, 8) & v->model->fpu_mask);
     clear(area + HEADER + 8, HEADER_END - HEADER - 8);
     live_load(v, area, v->model->fpu_mask);
+    load_pointers(v);
+    if (v->x87_exact)
+        v->x87_fdp = get(area + LEGACY_FDP, 8);
+}
+
+// The guest has loaded an image.
+static void set_pointers(struct vcpu *v, uint64_t fip, uint64_t fdp)
+{
+    v->x87_fip = fip;
+    if (v->x87_exact)
+        v->x87_fdp = fdp;
 }
 
 // ---- the 32-bit form of the x87 pointers: FIP 31:0, FCS, FDP 31:0, FDS (table 10-2)
@@ -447,6 +503,8 @@ void op_xrstor(struct vcpu *v, const struct insn *in)
     clear(area + HEADER, HEADER_END - HEADER);
     put(area + HEADER, 8, image);
     live_load(v, area, r.mask);
+    if (r.present & BIT_X87)
+        set_pointers(v, get(area + LEGACY_FIP, 8), get(area + LEGACY_FDP, 8));
     advance(v, in);
 }
 
@@ -554,13 +612,13 @@ void op_fxrstor(struct vcpu *v, const struct insn *in)
     host_fxsave(area); // for the registers that stay
     copy(area, image, size);
     host_fxrstor(area);
+    set_pointers(v, get(area + LEGACY_FIP, 8), get(area + LEGACY_FDP, 8));
     advance(v, in);
 }
 
 // ---- x87 environment: 14 or 28 bytes, with four layouts of the pointers (figures 8-9 to 8-12)
 
 #define ENV16 14
-#define ENV32 28
 #define STACK_BYTES 80 // ST0-ST7
 
 static void require_x87(struct vcpu *v, const struct insn *in)
@@ -584,18 +642,23 @@ static struct x87_pointers read_pointers(const struct vcpu *v, uint8_t legacy[51
 {
     struct x87_pointers p = {0};
     uint64_t raw = get(legacy + LEGACY_FIP, 8);
-    p.fop = (uint32_t)get(env + 18, 2) & 0x7ff;
-    if (!raw && get(env + 12, 4)) {
+    p.fop = (uint32_t)get(env + ENV_FOP, 2) & 0x7ff;
+    if (!raw && get(env + ENV_FIP, 4)) {
         // AMD shows the pointers in FXSAVE only while an exception is pending; the environment has them
-        // always, with 32 bits. Without the translator's word they can't be told from the host's.
-        raw = get(env + 12, 4);
-        p.fip = v->listener.fip_to_guest ? v->listener.fip_to_guest(v->listener.opaque, raw) : 0;
-        if (p.fip == raw)
-            p.fip = 0;
+        // always, with 32 bits.
+        uint16_t fop = (uint16_t)p.fop;
+        raw = get(env + ENV_FIP, 4);
+        p.fip = map_fip(v, raw, &fop);
+        p.fop = fop;
+        p.fdp = get(env + ENV_FDP, 4);
+        if (p.fip != raw && p.fdp)
+            p.fdp = v->x87_fdp;
     } else {
         map_pointers(v, legacy);
         p.fip = get(legacy + LEGACY_FIP, 8);
         p.fdp = get(legacy + LEGACY_FDP, 8);
+        if (raw)
+            p.fop = (uint32_t)get(legacy + LEGACY_FOP, 2) & 0x7ff;
     }
     if (real_layout(v) && p.fip != raw)
         p.fip += v->s.seg[SEG_CS].base; // linear there
@@ -690,7 +753,7 @@ static void load_env(struct vcpu *v, const struct insn *in, bool with_registers)
     uint16_t fsw;
     __asm__ volatile("fnstsw %0" : "=m"(fsw));
     if (fsw & FSW_ES) // these wait for pending exceptions first
-        cpu_throw(v, EXC_MF);
+        cpu_x87_error(v);
     uint8_t image[ENV32 + STACK_BYTES], from[ENV32 + STACK_BYTES];
     unsigned env = env_size(in), size = env + (with_registers ? STACK_BYTES : 0);
     touch_ends(v, in, cpu_effective_address(v, in), size, false);
@@ -702,6 +765,8 @@ static void load_env(struct vcpu *v, const struct insn *in, bool with_registers)
     } else {
         __asm__ volatile("fldenv (%0)" : : "r"(image) : "memory");
     }
+    set_pointers(v, get(image + ENV_FIP, 4), get(image + ENV_FDP, 4));
+    v->x87_hidden = 0; // the status word is another
     advance(v, in);
 }
 

@@ -230,7 +230,7 @@ void classify(struct translation *t, struct ginsn *g)
         g->cls = CLASS_INLINE;
 }
 
-void fill_insn(const struct ginsn *g, struct insn *in)
+void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *in)
 {
     const ZydisDecodedInstruction *z = &g->z;
     struct fields f = insn_fields(g);
@@ -306,6 +306,7 @@ void fill_insn(const struct ginsn *g, struct insn *in)
             in->imm = g->op[0].ptr.offset;
         }
         break;
+    case OP_BAD_BRANCH: in->imm = z->mnemonic == ZYDIS_MNEMONIC_CALL ? branch_size(t, g) : 0; break;
     case OP_ENTER: in->imm = (z->raw.imm[0].value.u & 0xffff) | (z->raw.imm[1].value.u & 0xff) << 16; break;
     case OP_INT: in->imm &= 0xff; break;
     case OP_AAM:
@@ -366,7 +367,7 @@ void emit_site(struct translation *t, struct ginsn *g)
     }
     s->rip = g->rip;
     s->count = 0;
-    fill_insn(g, &s->in);
+    fill_insn(t, g, &s->in);
     if (g->cls == CLASS_GATHER)
         fill_gather(g, &s->in, &s->gather);
     enum flag_place flags = t->flags;

@@ -4,6 +4,12 @@
 // which every flush of the guest's TLB resets, so that a remapped page is noticed. Indirect branches look up the RIP
 // in a table of the current mode, without touching flags. CALL leaves its prediction on the host's stack: the RET it
 // belongs to ends in a host RET, and the landing checks that the guest really returns there.
+//
+// A branch out of the code segment, or to an address that is not canonical, faults itself and changes nothing. A direct
+// one is known when it is translated (OP_BAD_BRANCH). For indirect ones the fast paths need no test, as neither the table
+// nor a landing ever has such a target. JMP and RET tell run_indirect() who they are (struct branch); CALL, which stores,
+// looks its target up before it pushes.
+#include "cpu/model.h"
 #include "dbt/internal.h"
 
 static struct ea stack_ea(const struct translation *t, int64_t disp)
@@ -98,6 +104,20 @@ static void emit_peek_stack(struct translation *t, unsigned size, unsigned dst)
     mem_begin(t, &ea, size, false, false);
     mem_settle(t);
     load_sized(t, size, dst);
+}
+
+// Whether a near branch to `rip` faults.
+static bool out_of_code(const struct translation *t, uint64_t rip)
+{
+    if (t->code_size == 8)
+        return (uint64_t)((int64_t)(rip << 16) >> 16) != rip;
+    return !(t->key & KEY_FLAT_CS) && rip > t->b->cs_limit;
+}
+
+// Whether an indirect branch of this operand size can lead to where it faults.
+static bool may_leave_code(const struct translation *t, unsigned size)
+{
+    return t->code_size == 8 ? size == 8 : !(t->key & KEY_FLAT_CS);
 }
 
 static bool one(const struct translation *t) { return t->key & KEY_ONE; }
@@ -204,48 +224,99 @@ static void emit_exit_if(struct translation *t, unsigned cc, uint64_t rip)
     a_patch(a, over);
 }
 
-void emit_exit_indirect(struct translation *t)
+// The end of a branch that faults.
+static void emit_bad_branch(struct translation *t, struct ginsn *g)
+{
+    g->sens = OP_BAD_BRANCH;
+    emit_site(t, g);
+}
+
+// T0 = target of an indirect branch that has changed nothing yet: faults if it leads out of the code.
+static void emit_check_target(struct translation *t, struct ginsn *g)
+{
+    struct asm_buf *a = &t->a;
+    enum flag_place flags = t->flags;
+    if (!may_leave_code(t, branch_size(t, g)))
+        return;
+    leave_parked(t);
+    t->t1_group = -1;
+    if (t->code_size == 8) {
+        a_mov_rr(a, 8, T1, T0);
+        a_bytes(a, "\x48\xc1\xe7\x10\x48\xc1\xff\x10", 8); // shl rdi, 16; sar rdi, 16
+        a_rex(a, 8, T0, 0, T1, 0); // cmp t1, t0
+        a8(a, 0x39);
+        a_modrm(a, 3, T0, T1);
+    } else {
+        a8(a, 0x81); // cmp t0d, limit
+        a_modrm(a, 3, 7, T0);
+        a32(a, t->b->cs_limit);
+    }
+    uint8_t *fine = a_jcc(a, t->code_size == 8 ? CC_E : CC_BE);
+    emit_bad_branch(t, g);
+    t->ended = false;
+    a_patch(a, fine);
+    if (flags == FLAGS_HOST)
+        flags_unpark(t);
+}
+
+// T1 = entry of the current table where a block at T0 would be; returns the jump taken where there is none.
+static uint8_t *emit_lookup(struct translation *t)
+{
+    struct asm_buf *a = &t->a;
+    t->t1_group = -1;
+    a_movzx16(a, T1, T0);
+    a_rex(a, 8, T0, T1, 0, 0); // cmp t0, [tag + t1*8]
+    a8(a, 0x3b);
+    a_table(a, T0, (uint64_t)t->d->context->tag, T1);
+    return a_jcc(a, CC_NE);
+}
+
+// T1 = which branch the stubs that look up have run_indirect() look up for.
+static void emit_branch_id(struct translation *t, const struct ginsn *g, uint32_t popped)
+{
+    struct branch *b = may_leave_code(t, branch_size(t, g)) ? arena_alloc(t->d, sizeof *b) : NULL;
+    if (!b) {
+        t->a.overflow |= may_leave_code(t, branch_size(t, g));
+        return;
+    }
+    *b = (struct branch){.rip = g->rip, .popped = popped};
+    a_mov_imm(&t->a, T1, (uint64_t)b);
+}
+
+// T0 = RIP; flags are parked, and nothing but RSP has changed.
+static void emit_jump_indirect(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
-    enum flag_place flags = t->flags;
     t->ended = true;
-    leave_parked(t);
     if (one(t)) {
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
-    } else if (!d->context) {
-        count(t, DBT(t, n.indirects));
-        a_jmp_to(a, d->stub_ib_miss);
-    } else { // if (tag[rip & 0xffff] == rip) goto *code[...]
-        count(t, DBT(t, n.indirects));
+        return;
+    }
+    count(t, DBT(t, n.indirects));
+    if (d->context) { // if (tag[rip & 0xffff] == rip) goto *code[...]
         uint32_t begin = offset_here(t);
-        a_movzx16(a, T1, T0);
-        a_rex(a, 8, T0, T1, 0, 0);
-        a8(a, 0x3b);
-        a_table(a, T0, (uint64_t)d->context->tag, T1);
-        a_jcc_to(a, CC_NE, d->stub_ib_miss);
+        uint8_t *miss = emit_lookup(t);
         a8(a, 0xff);
         a_table(a, 4, (uint64_t)d->context->code, T1);
         indirect_since(t, begin);
+        a_patch(a, miss);
     }
-    t->flags = flags;
+    emit_branch_id(t, g, 0);
+    a_jmp_to(a, d->stub_ib_miss);
 }
 
-static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect, uint64_t target)
+// Leaves the prediction for the guest's RET and goes on behind it.
+static void emit_landing(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
     uint64_t next = (g->rip + g->z.length) & t->rip_mask;
     enum flag_place flags = t->flags;
-    if (one(t)) {
-        if (indirect)
-            emit_exit_indirect(t);
-        else
-            emit_exit_to(t, target);
+    if (out_of_code(t, next)) // a return to there faults
         return;
-    }
     // call over the landing: the host return address pushed is the landing's
-    uint8_t *go = a->p + 1;
+    uint8_t *go = a->p + 1, *constant = NULL;
     a8(a, 0xe8);
     a32(a, 0);
     // landing: T0 is the RIP the guest's RET popped, flags are parked
@@ -255,48 +326,67 @@ static void emit_call_tail(struct translation *t, struct ginsn *g, bool indirect
         a8(a, 0x81);
         a_modrm(a, 3, 7, T0);
         a32(a, (uint32_t)next);
-    } else {
-        a_mov_imm(a, T1, next);
-        a_rex(a, 8, T1, 0, T0, 0);
-        a8(a, 0x39);
-        a_modrm(a, 3, T1, T0);
+    } else { // T1 must stay: cmp t0, [rip + distance to the constant]
+        a_rex(a, 8, T0, 0, 0, 0);
+        a8(a, 0x3b);
+        a_modrm(a, 0, T0, 5);
+        constant = a->p;
+        a32(a, 0);
     }
     a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
     indirect_since(t, landing);
     t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
     t->flags = flags;
+    if (constant) { // as part of an instruction that nothing leads to
+        a_rex(a, 8, 0, 0, T1, 0);
+        a8(a, 0xb8 | T1);
+        a_patch(a, constant);
+        a64(a, next);
+    }
     a_patch(a, go);
-    if (indirect)
-        emit_exit_indirect(t);
-    else
-        emit_exit_to(t, target);
 }
 
 static void emit_ret(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    unsigned size = g->z.operand_width / 8;
-    if (t->code_size == 8)
-        size = 8;
+    unsigned size = branch_size(t, g);
     int32_t extra = g->z.raw.imm[0].size ? (int32_t)(g->z.raw.imm[0].value.u & 0xffff) : 0;
     emit_peek_stack(t, size, T0);
+    if (one(t))
+        emit_check_target(t, g);
     stack_adjust(t, (int32_t)size + extra);
+    leave_parked(t);
     if (one(t)) {
-        emit_exit_indirect(t);
+        emit_jump_indirect(t, g);
         return;
     }
-    leave_parked(t);
     count(t, DBT(t, n.returns));
+    emit_branch_id(t, g, size + (uint32_t)extra);
     uint32_t begin = offset_here(t);
     a8(a, 0xc3);
     indirect_since(t, begin);
     t->ended = true;
 }
 
+static void emit_branch_to(struct translation *t, struct ginsn *g, uint64_t target)
+{
+    if (out_of_code(t, target))
+        emit_bad_branch(t, g);
+    else
+        emit_exit_to(t, target);
+}
+
 static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
 {
-    emit_exit_if(t, g->z.opcode & 15u, target);
+    unsigned cc = g->z.opcode & 15u;
+    if (out_of_code(t, target)) {
+        uint8_t *over = a_jcc(&t->a, cc ^ 1);
+        emit_bad_branch(t, g);
+        a_patch(&t->a, over);
+    } else {
+        emit_exit_if(t, cc, target);
+    }
     if (g == &t->insn[t->count - 1])
         emit_exit_to(t, g->rip + g->z.length);
     else
@@ -308,7 +398,9 @@ static void emit_loop(struct translation *t, struct ginsn *g, uint64_t target)
 {
     struct asm_buf *a = &t->a;
     unsigned size = g->z.address_width / 8;
-    bool jcxz = g->z.opcode == 0xe3;
+    bool jcxz = g->z.opcode == 0xe3, bad = out_of_code(t, target) && !jcxz;
+    if (bad) // the counter of one that faults stays as it was
+        a_store_abs(a, 8, DBT(t, tmp), H_CX);
     if (!jcxz) {
         if (size == 2) {
             a_lea(a, 4, T0, H_CX, -1, 1, -1);
@@ -335,15 +427,32 @@ static void emit_loop(struct translation *t, struct ginsn *g, uint64_t target)
     if (other)
         a_patch(a, other);
     uint64_t fall = g->rip + g->z.length;
-    emit_exit_to(t, jcxz ? target : fall);
+    if (jcxz)
+        emit_branch_to(t, g, target);
+    else
+        emit_exit_to(t, fall);
     a_patch(a, nonzero);
-    emit_exit_to(t, jcxz ? fall : target);
+    if (bad)
+        a_load_abs(a, 8, H_CX, DBT(t, tmp));
+    if (jcxz)
+        emit_exit_to(t, fall);
+    else
+        emit_branch_to(t, g, target);
+}
+
+unsigned branch_size(const struct translation *t, const struct ginsn *g)
+{
+    if (t->code_size != 8)
+        return g->z.operand_width / 8u;
+    // Intel's processors ignore 66 in 64-bit code, AMD's don't (SDM 2A JMP, APM 3 "near branches in 64-bit mode").
+    bool small = g->z.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE && !g->z.raw.rex.W && cpu_model_is_amd(t->d->v->model);
+    return small ? 2 : 8;
 }
 
 uint64_t branch_target(const struct translation *t, const struct ginsn *g)
 {
     uint64_t target = g->rip + g->z.length + (uint64_t)g->z.raw.imm[0].value.s;
-    if (t->code_size != 8 && g->z.operand_width == 16)
+    if (branch_size(t, g) == 2)
         target &= 0xffff;
     return target & t->rip_mask;
 }
@@ -353,9 +462,9 @@ static void emit_load_target(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     struct ea ea;
-    unsigned size;
+    unsigned found, size = branch_size(t, g);
     bool rd, wr;
-    if (mem_operand(g, &ea, &size, &rd, &wr) && g->z.raw.modrm.mod != 3) {
+    if (mem_operand(g, &ea, &found, &rd, &wr) && g->z.raw.modrm.mod != 3) {
         mem_begin(t, &ea, size, false, false);
         mem_combine(t);
         load_sized(t, size, T0);
@@ -363,26 +472,49 @@ static void emit_load_target(struct translation *t, struct ginsn *g)
     }
     unsigned r = insn_fields(g).rm;
     load_guest(t, T0, r);
-    if (g->z.operand_width == 16)
+    if (size == 2)
         a_movzx16(a, T0, T0);
     else if (t->code_size != 8)
         a_mov_rr(a, 4, T0, T0);
 }
 
-static void emit_call(struct translation *t, struct ginsn *g)
+static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
+{
+    if (out_of_code(t, target)) {
+        emit_bad_branch(t, g);
+        return;
+    }
+    emit_push(t, branch_size(t, g), PUSH_IMM, (g->rip + g->z.length) & t->rip_mask);
+    if (!one(t))
+        emit_landing(t, g);
+    emit_exit_to(t, target);
+}
+
+static void emit_call_indirect(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    unsigned size = t->code_size == 8 ? 8 : g->z.operand_width / 8u;
-    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
-    bool indirect = g->z.opcode == 0xff;
-    if (indirect) {
-        emit_load_target(t, g);
-        a_store_abs(a, 8, DBT(t, tmp), T0);
+    uint8_t *miss = NULL, *good = NULL;
+    emit_load_target(t, g);
+    if (one(t)) {
+        emit_check_target(t, g);
+    } else if (may_leave_code(t, branch_size(t, g))) {
+        leave_parked(t);
+        miss = t->d->context ? emit_lookup(t) : a_jmp(a);
+        good = a->p;
     }
-    emit_push(t, size, PUSH_IMM, next);
-    if (indirect)
-        a_load_abs(a, 8, T0, DBT(t, tmp));
-    emit_call_tail(t, g, indirect, indirect ? 0 : branch_target(t, g));
+    a_store_abs(a, 8, DBT(t, call_rip), T0);
+    emit_push(t, branch_size(t, g), PUSH_IMM, (g->rip + g->z.length) & t->rip_mask);
+    leave_parked(t);
+    a_load_abs(a, 8, T0, DBT(t, call_rip));
+    if (!one(t))
+        emit_landing(t, g);
+    emit_jump_indirect(t, g);
+    if (miss) {
+        a_patch(a, miss);
+        emit_check_target(t, g);
+        a_jmp_to(a, (uint64_t)(good + a->to_run));
+        t->ended = true;
+    }
 }
 
 static void emit_push_insn(struct translation *t, struct ginsn *g)
@@ -564,12 +696,20 @@ void emit_control(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_JMP:
         if (g->z.opcode == 0xff) {
             emit_load_target(t, g);
-            emit_exit_indirect(t);
+            if (one(t))
+                emit_check_target(t, g);
+            leave_parked(t);
+            emit_jump_indirect(t, g);
         } else {
-            emit_exit_to(t, branch_target(t, g));
+            emit_branch_to(t, g, branch_target(t, g));
         }
         break;
-    case ZYDIS_MNEMONIC_CALL: emit_call(t, g); break;
+    case ZYDIS_MNEMONIC_CALL:
+        if (g->z.opcode == 0xff)
+            emit_call_indirect(t, g);
+        else
+            emit_call(t, g, branch_target(t, g));
+        break;
     case ZYDIS_MNEMONIC_RET: emit_ret(t, g); break;
     case ZYDIS_MNEMONIC_PUSH: emit_push_insn(t, g); break;
     case ZYDIS_MNEMONIC_POP: emit_pop_insn(t, g); break;

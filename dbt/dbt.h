@@ -148,6 +148,11 @@ struct masked { // the operand in the windows (dbt/masked.c)
     bool write, ok[2];
     struct cpu_event event[2]; // of the parts that are not ok
 };
+struct branch { // an indirect near branch that has changed nothing but RIP and RSP
+    uint64_t rip;
+    uint32_t popped; // bytes it has added to RSP
+};
+
 #define MASKED_WINDOWS_SIZE (9 * PAGE_SIZE)
 
 #define CONTEXTS 24 // modes with an indirect-branch table each
@@ -236,6 +241,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t spill_ax, spill_cx, tmp, target;
     uint64_t ras_sp, ras_base, c_sp, slow_ret, slow_la;
     uint32_t slow_info, flags;
+    uint64_t branch;               // struct branch of the one that is looked up
+    uint64_t call_rip;             // where an indirect CALL goes once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them
     uint64_t delta[8]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
@@ -375,6 +382,12 @@ struct code_page mode_fetch(struct dbt *d, uint64_t la); // throws #PF
 
 static inline unsigned code_page_bit(uint64_t page) { return (unsigned)(page ^ page >> 16 ^ page >> 32) & 0xffff; }
 
+// Whether a near branch may lead there (SDM 2A, JMP).
+static inline bool in_code(const struct vcpu *v, uint64_t rip)
+{
+    return cpu_code64(v) ? (uint64_t)((int64_t)(rip << 16) >> 16) == rip : rip <= v->s.seg[SEG_CS].limit;
+}
+
 // ---- vectors.c
 void vectors_save(struct dbt *d);
 void vectors_load(struct dbt *d);
@@ -469,7 +482,7 @@ struct dbt_hooks {
     void (*tlb_flushed)(void *opaque, bool global);
     void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
     void (*code_traced)(void *opaque, uint64_t gpa);
-    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip);
+    uint64_t (*fip_to_guest)(void *opaque, uint64_t fip, uint16_t *fop);
 };
 int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks); // 0 or -errno
 void dbt_destroy(struct vcpu *v);

@@ -390,6 +390,17 @@ static bool waits_for_x87(const struct ginsn *g)
     return g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
 }
 
+// x87 instructions with a memory operand, except control instructions (SDM 1 8.1.8).
+static bool sets_data_pointer(const struct ginsn *g)
+{
+    switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FLDCW: return false;
+    default: return g->z.mnemonic == ZYDIS_MNEMONIC_FISTTP || g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    }
+}
+
 bool may_be_masked(const struct ginsn *g) { return is_masked(g); }
 
 static uint32_t operand_rules(const struct translation *t, const struct ginsn *g, unsigned size)
@@ -514,6 +525,11 @@ void emit_plain(struct translation *t, struct ginsn *g)
     encode(t, g, &e);
     if (twice)
         emit_masked_again(t, g, &e);
+    if (mem && t->d->exact_flags && sets_data_pointer(g)) { // not before: it may fault
+        mem_offset(t, &ea);
+        t->t1_group = -1;
+        a_store_abs(a, 8, (uint64_t)&t->d->v->x87_fdp, T0);
+    }
     for (unsigned s = 0; s < scratches; s++) {
         if (scratch_write[s])
             store_guest(t, scratch_guest[s], scratch_host[s]);

@@ -60,6 +60,8 @@ void decoders_init(struct translation *t, const struct cpu_model *m)
         static const ZydisDecoderMode off[] = {ZYDIS_DECODER_MODE_MPX, ZYDIS_DECODER_MODE_CET, ZYDIS_DECODER_MODE_CLDEMOTE};
         for (unsigned k = 0; k < sizeof off / sizeof off[0]; k++)
             ZydisDecoderEnableMode(&t->decoder[i], off[k], ZYAN_FALSE);
+        // AMD's branches heed 66 in 64-bit code: a displacement of 16 bits.
+        ZydisDecoderEnableMode(&t->decoder[i], ZYDIS_DECODER_MODE_AMD_BRANCHES, cpu_model_is_amd(m));
         // Without these a processor takes F3 0F BC and BD for BSF and BSR.
         ZydisDecoderEnableMode(&t->decoder[i], ZYDIS_DECODER_MODE_TZCNT, cpu_model_has(m, CPU_BMI1));
         ZydisDecoderEnableMode(&t->decoder[i], ZYDIS_DECODER_MODE_LZCNT, cpu_model_has(m, CPU_ABM));

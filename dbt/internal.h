@@ -167,8 +167,8 @@ void emit_control(struct translation *t, struct ginsn *g);
 enum push_kind { PUSH_REG, PUSH_IMM, PUSH_TMP /* dbt->tmp */ };
 void emit_push(struct translation *t, unsigned size, int kind, uint64_t value);
 uint64_t branch_target(const struct translation *t, const struct ginsn *g); // of a direct near branch
+unsigned branch_size(const struct translation *t, const struct ginsn *g); // operand size of a near branch in bytes
 void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
-void emit_exit_indirect(struct translation *t);           // T0 = RIP
 void emit_nothing(struct translation *t, struct ginsn *g);
 
 // ---- features.c
@@ -179,7 +179,7 @@ bool feature_offered(const struct translation *t, const struct ginsn *g); // or 
 // ---- classify.c
 void classify_init(struct translation *t);
 void classify(struct translation *t, struct ginsn *g);
-void fill_insn(const struct ginsn *g, struct insn *in);
+void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *in);
 void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a sensitive or string helper
 
 // ---- inline.c: hot sensitive instructions without a call

@@ -101,6 +101,8 @@ void mode_update(struct dbt *d)
         k |= (s->xcr0 & 6) == 6 ? KEY_AVX : 0;
         k |= (s->xcr0 & 0xe6) == 0xe6 ? KEY_AVX512 : 0;
     }
+    if (v->ignne) // cpu_x87_ignored() comes behind each instruction
+        k |= KEY_ONE;
     // The host checks the alignment itself, where the instruction runs on a bounce buffer that keeps it.
     if (s->cpl == 3 && s->rflags & FL_AC && s->cr0 & CR0_AM)
         k |= KEY_ONE | KEY_BOUNCE | KEY_AC;

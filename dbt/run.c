@@ -93,7 +93,7 @@ static uint64_t next_code(struct dbt *d)
             return d->context->code[i];
     }
     struct block *b = next_block(d);
-    if (!(b->key & KEY_ONE))
+    if (!(b->key & KEY_ONE) && in_code(v, v->s.rip)) // the code may have run out of its segment
         cache_ib_set(d, b);
     return b->code_parked;
 }
@@ -113,9 +113,22 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
     return b->code_parked;
 }
 
+// The fault is the branch's own.
+_Noreturn static void branch_fault(struct dbt *d)
+{
+    struct vcpu *v = d->v;
+    const struct branch *b = (const struct branch *)d->branch;
+    uint64_t mask = cpu_stack_mask(v), rsp = v->s.gpr[RSP];
+    v->s.rip = b->rip;
+    v->s.gpr[RSP] = (rsp & ~mask) | ((rsp - b->popped) & mask);
+    cpu_throw_error(v, EXC_GP, 0);
+}
+
 uint64_t run_indirect(struct dbt *d, uint64_t rip)
 {
     d->n.ib_misses++;
+    if (!in_code(d->v, rip))
+        branch_fault(d);
     d->v->s.rip = rip;
     return next_code(d);
 }
@@ -135,6 +148,8 @@ uint64_t run_step(struct dbt *d, uint64_t rip)
     d->n.steps++;
     v->s.rip = rip;
     d->force = 0;
+    if (__builtin_expect(v->ignne, 0))
+        cpu_x87_ignored(v);
     v->s.shadow &= SHADOW_NMI;
     v->s.rflags &= ~(uint64_t)FL_RF;
     debug_traps(v, v->s.rflags & FL_TF);
@@ -169,6 +184,8 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     bool tf = v->s.rflags & FL_TF;
     uint8_t shadow = v->s.shadow;
     insn_table[s->in.op](v, &s->in);
+    if (__builtin_expect(v->ignne, 0))
+        cpu_x87_ignored(v);
     if (__builtin_expect(shadow & (SHADOW_STI | SHADOW_MOV_SS), 0))
         v->s.shadow &= (uint8_t)~(shadow & (SHADOW_STI | SHADOW_MOV_SS)); // it covered this instruction only
     if (!v->watch_code || s->in.op != OP_IRET) // else it is for the instruction returned to
@@ -255,7 +272,7 @@ static void check_x87(struct dbt *d)
         return;
     __asm__ volatile("fnstsw %0" : "=a"(fsw));
     if (fsw & 0x80) // ES
-        cpu_throw(d->v, EXC_MF);
+        cpu_x87_error(d->v);
 }
 
 // The range of a group of accesses: its delta if it is usable as a whole, or the block runs without groups.
@@ -370,6 +387,11 @@ _Noreturn void run_fault(struct dbt *d)
         cpu_throw_error(d->v, vector, 0);
     if (vector == EXC_PF) // masked_fault() has made the event
         leave(d);
+    if (vector == EXC_MF) { // and if it is to be ignored, once more
+        cpu_x87_error(d->v);
+        d->restart = 1;
+        leave(d);
+    }
     cpu_throw(d->v, vector);
 }
 
@@ -482,6 +504,8 @@ static enum engine_stop software_run(struct vcpu *v)
         ((void (*)(uint64_t))d->stub_enter)(code);
         __builtin_unreachable();
     }
+    if (d->v->x87_hidden)
+        cpu_x87_unhide(d->v);
     fpu_out(d);
     vcpu_does(d->v, DOING_NOTHING);
     return (enum engine_stop)(d->stop - 1);
@@ -559,14 +583,54 @@ static void on_code_traced(void *opaque, uint64_t gpa)
     mmu_drop_writable(d->v, gpa);
 }
 
+static bool is_prefix(const struct block *b, uint8_t byte)
+{
+    switch (byte) {
+    case 0x26: case 0x2e: case 0x36: case 0x3e: case 0x64: case 0x65: case 0x66: case 0x67: case 0xf0: case 0xf2: case 0xf3:
+        return true;
+    default: return (b->key & KEY_CODE_MASK) == KEY_CODE64 && (byte & 0xf0) == 0x40;
+    }
+}
+
+// FOP (SDM 1 8.1.9) of the instruction at this offset of the block, from the guest's memory: as long as the block lives,
+// its bytes are there. Of others *fop stays as it is.
+static void guest_opcode(const struct dbt *d, const struct block *b, uint32_t offset, uint16_t *fop)
+{
+    uint8_t byte[2] = {0};
+    for (unsigned i = 0; i < 15; i++, offset++) {
+        const struct range *r = &b->range[0];
+        uint32_t at = offset;
+        if (b->straddles && at >= r->len) {
+            at -= r->len;
+            r++;
+        }
+        struct mem_slot slot = mem_find(d->v->mem, r->gpa + at);
+        if (slot.kind != MEM_RAM && slot.kind != MEM_ROM)
+            return;
+        byte[0] = byte[1];
+        byte[1] = *slot.host;
+        if ((byte[0] & 0xf8) == 0xd8) {
+            *fop = (uint16_t)((byte[0] & 7) << 8 | byte[1]);
+            return;
+        }
+        if ((byte[1] & 0xf8) != 0xd8 && !is_prefix(b, byte[1]))
+            return;
+    }
+}
+
 // x87 images hold the address of the last x87 instruction: one of ours, or one the guest loaded itself.
-static uint64_t on_fip(void *opaque, uint64_t fip)
+static uint64_t on_fip(void *opaque, uint64_t fip, uint16_t *fop)
 {
     struct dbt *d = opaque;
     uint64_t rip;
     bool start;
-    struct block *b = cache_contains(d, fip) ? cache_block_at(d, fip) : NULL;
-    return b && cache_guest_rip(b, fip, &rip, &start) ? rip : fip;
+    if (!cache_contains(d, fip))
+        return fip;
+    struct block *b = cache_block_at(d, fip);
+    if (!b || !cache_guest_rip(b, fip, &rip, &start))
+        return 0; // gone
+    guest_opcode(d, b, (uint32_t)(rip - b->rip), fop);
+    return rip;
 }
 
 static int software_attach(struct vcpu *v)

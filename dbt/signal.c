@@ -47,6 +47,8 @@ static void leave_soon(struct dbt *d, greg_t *r)
     if (at >= d->tail_begin && at < d->tail_end) {
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (at >= d->returns_begin && at < d->returns_end) {
+        if (!in_code(d->v, (uint64_t)r[REG_RBP]))
+            return; // the lookup under way faults
         take_state(d, r, (uint64_t)r[REG_RBP], true);
         d->ras_sp = d->ras_base;
         r[REG_RIP] = (greg_t)d->stub_service;
@@ -55,6 +57,8 @@ static void leave_soon(struct dbt *d, greg_t *r)
         if (!b)
             return;
         if (plant_boundary(b, at, (uint64_t)r[REG_RBP], &rip, &parked)) {
+            if (!in_code(d->v, rip))
+                return; // it comes to C next
             take_state(d, r, rip, parked);
             r[REG_RIP] = (greg_t)d->stub_service;
         } else {

@@ -1,5 +1,6 @@
 // String instructions: the host's own, run a page at a time on host addresses (SDM vol. 2, REP; vol. 1, 7.3.9).
 // Between pieces the registers are exact, so faults and interrupts find the instruction resumable.
+#include "cpu/model.h"
 #include "dbt/dbt.h"
 
 enum { STR_MOVS = 0xa4, STR_CMPS = 0xa6, STR_STOS = 0xaa, STR_LODS = 0xac, STR_SCAS = 0xae };
@@ -111,7 +112,8 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
     uint64_t m = size_mask(width), si = *reg(v, RSI) & m, di = *reg(v, RDI) & m;
     uint64_t src = 0, dst = 0;
     bool down = v->s.dflag;
-    bool dst_first = op == STR_CMPS && !(size == 1 && in->rep == 0xf3); // whose fault comes first (seen on Zen 4)
+    // whose fault comes first
+    bool dst_first = op == STR_CMPS && !(size == 1 && in->rep == 0xf3 && v->model->cmpsb_source_first);
     if (uses_dst && dst_first)
         dst = checked(v, SEG_ES, di, size, writes);
     if (uses_src)

@@ -220,7 +220,9 @@ int stubs_create(struct dbt *d)
     d->stub_sensitive = leave_stub(g, run_sensitive, tail);
     d->stub_string = leave_stub(g, run_string, tail);
     d->stub_gather = leave_stub(g, run_gather, tail);
-    d->stub_ib_miss = leave_stub(g, run_indirect, tail);
+    d->stub_ib_miss = asm_here(a);
+    a_store_abs(a, 4, D(branch), T1);
+    uint64_t look_up = leave_stub(g, run_indirect, tail);
     d->stub_step = step_stub(g, run_step, tail);
     d->stub_commit = step_stub(g, run_commit, tail);
 
@@ -238,11 +240,12 @@ int stubs_create(struct dbt *d)
         count(g, D(n.ret_empty));
         a_lea(a, 8, H_SP, H_SP, -1, 1, -8);
         a_patch(a, look);
+        a_store_abs(a, 4, D(branch), T1);
         a_movzx16(a, T1, T0);
         a_rex(a, 8, T0, T1, 0, 0);
         a8(a, 0x3b);
         a_table(a, T0, (uint64_t)d->contexts[c].tag, T1);
-        a_jcc_to(a, CC_NE, d->stub_ib_miss);
+        a_jcc_to(a, CC_NE, look_up);
         a8(a, 0xff);
         a_table(a, 4, (uint64_t)d->contexts[c].code, T1);
     }

@@ -188,7 +188,7 @@ unsigned engine_software_trail(struct vcpu *v, struct engine_step out[ENGINE_TRA
 void engine_software_exact_flags(struct vcpu *v, bool exact)
 {
     struct dbt *d = v->engine;
-    d->exact_flags = exact;
+    d->exact_flags = v->x87_exact = exact;
 }
 
 void engine_software_count_executed(struct vcpu *v, bool count)

@@ -79,6 +79,7 @@ static bool local_port(unsigned port)
     case 0x40:
     case 0x42: return true;
     case 0x60: return port == 0x61;
+    case 0xf0: return port == 0xf0;
     default: return (port & ~7u) == COM1_BASE || (port & ~7u) == COM2_BASE;
     }
 }

@@ -19,6 +19,12 @@ struct pit *pit_create(struct bus *bus, struct timer_queue *clock, struct irq_li
 void pit_set_irq0_enabled(struct pit *p, bool enabled); // HPET legacy replacement takes IRQ 0
 extern const struct device_ops pit_device;
 
+// Port F0h and what it stands for: x87 errors as interrupt 13 (SDM 1 8.7.2). ignne: the processor's pin.
+struct ferr;
+struct ferr *ferr_create(struct bus *bus, struct irq_line irq13, struct irq_line ignne);
+void ferr_set(struct ferr *f, bool level); // the processor's FERR#
+extern const struct device_ops ferr_device;
+
 // MC146818 RTC at 70h-71h with 128 bytes of CMOS (and 72h-73h: upper bank). Interrupt: IRQ 8.
 struct rtc;
 struct rtc *rtc_create(struct bus *bus, struct timer_queue *clock, struct irq_line irq8, uint64_t start_unix_ns);

@@ -579,7 +579,7 @@ static void wires_stream(struct machine *m, struct stream *s)
 static bool beside_vcpu(const struct device_ops *ops)
 {
     return ops == &ioapic_device || ops == &pic_device || ops == &pit_device || ops == &hpet_device ||
-           ops == &uart_device;
+           ops == &uart_device || ops == &ferr_device;
 }
 
 // The wires come before the chips, some of which drive their lines again when they are loaded: the level is then no

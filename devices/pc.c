@@ -173,7 +173,10 @@ static bool create_interrupt_chips(struct machine *m)
             return false;
     }
     m->pic = pic_create(m->bus, (struct irq_line){pc_intr_line, m, 0});
-    return add_device(m, &pic_device, m->pic);
+    if (!add_device(m, &pic_device, m->pic))
+        return false;
+    m->ferr = ferr_create(m->bus, isa_line(m, 13), (struct irq_line){pc_ignne_line, m, 0});
+    return add_device(m, &ferr_device, m->ferr);
 }
 
 static bool create_isa_chips(struct machine *m)

@@ -73,6 +73,7 @@ struct machine {
     struct bus *bus;
     struct pic *pic;
     struct pit *pit;
+    struct ferr *ferr;
     struct rtc *rtc;
     struct uart *uart[MACHINE_SERIALS];
     struct i8042 *i8042;
@@ -133,6 +134,7 @@ void pc_pci_gsi_line(void *opaque, int gsi, int level);
 void pc_hpet_line(void *opaque, int gsi, int level);
 void pc_hpet_legacy(void *opaque, bool enabled);
 void pc_intr_line(void *opaque, int n, int level);
+void pc_ignne_line(void *opaque, int n, int level);
 void pc_apic_deliver(void *opaque, const struct apic_message *m);
 void pc_apic_eoi(void *opaque, uint8_t vector);
 void pc_serial_write(void *opaque, const uint8_t *data, size_t n);

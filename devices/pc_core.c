@@ -111,6 +111,17 @@ void pc_intr_line(void *opaque, int n, int level)
         pc_raise(m, REQ_INTR);
 }
 
+void pc_ignne_line(void *opaque, int n, int level)
+{
+    struct machine *m = opaque;
+    (void)n;
+
+    if (m->v->ignne == (level != 0))
+        return;
+    m->v->ignne = level;
+    m->v->mode_gen++;
+}
+
 void pc_apic_deliver(void *opaque, const struct apic_message *message)
 {
     struct machine *m = opaque;
@@ -214,7 +225,7 @@ static void come_back(struct machine *m, struct passage p)
     cpu_fpu_load(m->v);
 }
 
-// Ports whose whole path, bus included, uses general registers only: 8259 pair, ELCR, 8254 with port 61h.
+// Ports whose whole path, bus included, uses general registers only: 8259 pair, ELCR, 8254 with port 61h, F0h.
 static bool core_port(const struct machine *m, unsigned port, unsigned size)
 {
     unsigned last = port + size - 1;
@@ -228,6 +239,7 @@ static bool core_port(const struct machine *m, unsigned port, unsigned size)
     case 0x40:
     case 0x42: return last <= 0x43;
     case 0x60: return port == 0x61 && size == 1;
+    case 0xf0: return port == 0xf0 && size == 1;
     default: return false;
     }
 }
@@ -363,6 +375,12 @@ static int exit_pic_ack(void *opaque)
     return pic_ack(m->pic);
 }
 
+static void exit_ferr(void *opaque, bool level)
+{
+    struct machine *m = opaque;
+    ferr_set(m->ferr, level);
+}
+
 static uint64_t exit_monotonic_ns(void *opaque)
 {
     (void)opaque;
@@ -398,6 +416,7 @@ struct vcpu_exits pc_exits(struct machine *m)
         .mmio_read = exit_mmio_read,
         .mmio_write = exit_mmio_write,
         .pic_ack = exit_pic_ack,
+        .ferr = exit_ferr,
         .monotonic_ns = exit_monotonic_ns,
         .realtime_ns = exit_realtime_ns,
         .trace = exit_trace,

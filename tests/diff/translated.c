@@ -447,8 +447,9 @@ struct translated *translated_create(const uint8_t *read_only)
     if (!t->v->tlb || !t->model)
         goto fail;
     t->v->model = t->model;
-    t->v->exits = (struct vcpu_exits){port_read, port_write, mmio_read, mmio_write, pic_ack,
-                                      no_time,   no_time,    no_trace,  t->v};
+    t->v->exits = (struct vcpu_exits){.port_read = port_read, .port_write = port_write, .mmio_read = mmio_read,
+                                      .mmio_write = mmio_write, .pic_ack = pic_ack, .monotonic_ns = no_time,
+                                      .realtime_ns = no_time, .trace = no_trace, .opaque = t->v};
     cpu_reset(t->v);
     make_page_tables(t);
     make_descriptors(t);

@@ -128,6 +128,7 @@ struct board *board_create(void)
     add(b, &piix4pm_device, b->pm = piix4pm_create(b->pci, b->bus, &b->clock, isa[9], control));
     b->disk = make_disk();
     add(b, &virtio_blk_device, virtio_blk_create(b->pci, BOARD_DEVFN, &b->mem, b->disk));
+    add(b, &ferr_device, ferr_create(b->bus, isa[13], (struct irq_line){no_line, b, 0}));
     add(b, &fw_cfg_device, b->fw_cfg = fw_cfg_create(b->bus, &b->mem));
     claim(!fw_cfg_add_file(b->fw_cfg, "etc/table", table, sizeof table), "no file");
     board_reset(b);

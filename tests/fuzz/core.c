@@ -69,7 +69,9 @@ struct core *core_create(void)
     c->model = cpu_model_create("host", error, sizeof error);
     claim(c->v->tlb && c->model, "%s", error);
     c->v->model = c->model;
-    c->v->exits = (struct vcpu_exits){port_read, port_write, mmio_read, mmio_write, pic_ack, no_time, no_time, no_trace, c->v};
+    c->v->exits = (struct vcpu_exits){.port_read = port_read, .port_write = port_write, .mmio_read = mmio_read,
+                                      .mmio_write = mmio_write, .pic_ack = pic_ack, .monotonic_ns = no_time,
+                                      .realtime_ns = no_time, .trace = no_trace, .opaque = c->v};
     cpu_reset(c->v);
     memcpy(c->v->s.xsave, &(uint16_t){0x037f}, 2); // our own C code runs with what is here loaded
     memcpy(c->v->s.xsave + 24, &(uint32_t){0x1f80}, 4);

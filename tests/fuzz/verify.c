@@ -269,7 +269,8 @@ static void check_memory(struct verifier *s, const ZydisDecodedInstruction *z, c
     rule(z->address_width == 64, "a 32-bit address");
     if (m->base == ZYDIS_REGISTER_RIP) {
         uint64_t address = rip_address(s, z, o);
-        rule(size && own_field(s, address, size), "a RIP-relative operand outside the engine's fields");
+        bool constant = !writes && within(address, size, (const void *)(uint64_t)s->b->code, s->b->code_len);
+        rule(size && (constant || own_field(s, address, size)), "a RIP-relative operand outside the engine's fields");
         if (address == (uint64_t)&s->d->v->s.tsc_offset)
             s->owed_offset = 0;
         if (z->mnemonic == ZYDIS_MNEMONIC_MOV && writes && address == (uint64_t)&s->d->slow_info)

@@ -445,10 +445,13 @@ static void xsetbv_accepts_what_the_model_offers(void **state)
 
 #define CACHE 0x7f0000001000ull
 
-static uint64_t map_fip(void *opaque, uint64_t fip)
+static uint64_t map_fip(void *opaque, uint64_t fip, uint16_t *fop)
 {
     (void)opaque;
-    return fip >= CACHE && fip < CACHE + 4096 ? 0xffffffff81234567 : fip;
+    if (fip < CACHE || fip >= CACHE + 4096)
+        return fip;
+    *fop = 0x1d9;
+    return 0xffffffff81234567;
 }
 
 static void set_pointers(struct world *w, uint64_t fip, uint64_t fdp)
@@ -475,6 +478,7 @@ static void host_pointers_never_reach_the_guest(void **state)
     w->v->listener.fip_to_guest = map_fip;
     set_pointers(w, CACHE + 5, 0x7fff12345678);
     assert_int_equal(run_at(w, OP_XSAVE, 8, AREA), -1);
+    assert_int_equal(peek(w, AREA + 6, 2), 0x1d9);
     assert_int_equal(peek(w, AREA + 8, 8), 0xffffffff81234567);
     assert_int_equal(peek(w, AREA + 16, 8), 0);
     set_pointers(w, CACHE + 5, 0x7fff12345678);
@@ -560,6 +564,7 @@ static void fnsave_resets_and_frstor_brings_back(void **state)
     assert_int_equal(run_at(w, OP_FLDENV, 4, AREA), -1);
     assert_int_equal(image(w)[1], 2);
     set_pointers(w, 0, 0);
+    w->v->s.cr0 |= CR0_NE;
     assert_int_equal(run_at(w, OP_FLDENV, 4, AREA), EXC_MF);
     w->v->s.cr0 |= CR0_TS;
     assert_int_equal(run_at(w, OP_FLDENV, 4, AREA), EXC_NM);

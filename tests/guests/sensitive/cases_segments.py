@@ -286,8 +286,7 @@ def limits(t):
     # falling and jumping out of a code segment
     t.case('a jump out of the code segment', 'p32', 'jmp CODE_SMALL:0x9ff0',
            poke={'0x9ff0': 'db 0xe9\n dd 0xa100 - 0x9ff5'}, fault=GP,
-           rip='0x9ff0', ocs=S['CODE_SMALL'], qemu=NO_LIMITS,
-           known='the fault is raised at the target, after the branch')
+           rip='0x9ff0', ocs=S['CODE_SMALL'], qemu=NO_LIMITS)
     t.case('an instruction across the end of the code segment', 'p32', 'jmp CODE_SMALL:0x9ffe',
            poke={'0x9ffe': 'db 0x90, 0xb8, 1, 2, 3, 4'},
            fault=GP, rip='0x9fff', ocs=S['CODE_SMALL'], qemu=NO_LIMITS)
