@@ -121,6 +121,7 @@ static bool may_leave_code(const struct translation *t, unsigned size)
 }
 
 static bool one(const struct translation *t) { return t->key & KEY_ONE; }
+static bool is_last(const struct translation *t, const struct ginsn *g) { return g == &t->insn[t->count - 1]; }
 
 // Whether a branch to `rip` depends on more than the block's page: it leaves it, or may lead to an instruction that does.
 static bool far(const struct translation *t, uint64_t rip)
@@ -154,7 +155,7 @@ static uint32_t offset_here(const struct translation *t) { return (uint32_t)(asm
 static void indirect_since(struct translation *t, uint32_t begin)
 {
     struct block *b = t->b;
-    if (b->indirect_count < sizeof b->indirect / sizeof b->indirect[0])
+    if (b->indirect_count < MAX_SPANS)
         b->indirect[b->indirect_count++] = (struct span){begin, offset_here(t)};
 }
 
@@ -306,23 +307,16 @@ static void emit_jump_indirect(struct translation *t, struct ginsn *g)
     a_jmp_to(a, d->stub_ib_miss);
 }
 
-// Leaves the prediction for the guest's RET and goes on behind it.
+// Where the host RET comes that a guest RET ends in, behind the host CALL of a guest CALL: T0 is the RIP the guest popped,
+// flags are parked. The block goes on here, or ends.
 static void emit_landing(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
     uint64_t next = (g->rip + g->z.length) & t->rip_mask;
-    enum flag_place flags = t->flags;
-    if (out_of_code(t, next)) // a return to there faults
-        return;
-    // call over the landing: the host return address pushed is the landing's
-    uint8_t *go = a->p + 1, *constant = NULL;
-    a8(a, 0xe8);
-    a32(a, 0);
-    // landing: T0 is the RIP the guest's RET popped, flags are parked
-    uint32_t landing = offset_here(t);
+    uint32_t begin = offset_here(t);
     if ((int64_t)next == (int32_t)next) {
-        a_rex(a, 8, 0, 0, T0, 0);
+        a_rex(a, 8, 0, 0, T0, 0); // cmp t0, next
         a8(a, 0x81);
         a_modrm(a, 3, 7, T0);
         a32(a, (uint32_t)next);
@@ -330,21 +324,19 @@ static void emit_landing(struct translation *t, struct ginsn *g)
         a_rex(a, 8, T0, 0, 0, 0);
         a8(a, 0x3b);
         a_modrm(a, 0, T0, 5);
-        constant = a->p;
         a32(a, 0);
+        cold_add(t, COLD_NUMBER, 0, false, a->p - 4)->la = next;
     }
     a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
-    indirect_since(t, landing);
-    t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
-    emit_exit_to(t, next);
-    t->flags = flags;
-    if (constant) { // as part of an instruction that nothing leads to
-        a_rex(a, 8, 0, 0, T1, 0);
-        a8(a, 0xb8 | T1);
-        a_patch(a, constant);
-        a64(a, next);
+    indirect_since(t, begin);
+    t->t1_group = -1;
+    if (is_last(t, g)) {
+        t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
+        emit_exit_to(t, next);
+    } else {
+        t->flags = FLAGS_PARKED;
+        t->ended = false;
     }
-    a_patch(a, go);
 }
 
 static void emit_ret(struct translation *t, struct ginsn *g)
@@ -387,7 +379,7 @@ static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
     } else {
         emit_exit_if(t, cc, target);
     }
-    if (g == &t->insn[t->count - 1])
+    if (is_last(t, g))
         emit_exit_to(t, g->rip + g->z.length);
     else
         t->ended = false; // the block goes on behind it
@@ -449,6 +441,12 @@ unsigned branch_size(const struct translation *t, const struct ginsn *g)
     return small ? 2 : 8;
 }
 
+bool call_returns(const struct translation *t, const struct ginsn *g)
+{
+    bool indirect = g->z.opcode == 0xff;
+    return !out_of_code(t, (g->rip + g->z.length) & t->rip_mask) && (indirect ? t->d->context != NULL : !out_of_code(t, branch_target(t, g)));
+}
+
 uint64_t branch_target(const struct translation *t, const struct ginsn *g)
 {
     uint64_t target = g->rip + g->z.length + (uint64_t)g->z.raw.imm[0].value.s;
@@ -480,40 +478,82 @@ static void emit_load_target(struct translation *t, struct ginsn *g)
 
 static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
 {
+    struct asm_buf *a = &t->a;
+    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
     if (out_of_code(t, target)) {
         emit_bad_branch(t, g);
         return;
     }
-    emit_push(t, branch_size(t, g), PUSH_IMM, (g->rip + g->z.length) & t->rip_mask);
-    if (!one(t))
-        emit_landing(t, g);
-    emit_exit_to(t, target);
+    emit_push(t, branch_size(t, g), PUSH_IMM, next);
+    if (one(t) || out_of_code(t, next)) { // a return to there faults
+        emit_exit_to(t, target);
+        return;
+    }
+    struct exit *e = new_exit(t, target);
+    if (!e) {
+        a->overflow = 1;
+        return;
+    }
+    uint8_t *site = NULL;
+    if (e->kind == EXIT_FAR) {
+        leave_parked(t);
+        leaves_at(t, e, OUT_PARKED);
+        a8(a, 0xff); // call [slot]
+        a_abs(a, 2, e->site, 0);
+    } else {
+        if (t->flags == FLAGS_PARKED)
+            flags_unpark(t);
+        leaves_at(t, e, OUT_HOST);
+        a8(a, 0xe8);
+        a32(a, 0);
+        site = a->p - 4;
+        e->site = (uint32_t)(uint64_t)(site + a->to_run);
+    }
+    cold_add(t, COLD_EXIT, 0, false, site)->exit = e;
+    emit_landing(t, g);
 }
 
 static void emit_call_indirect(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    uint8_t *miss = NULL, *good = NULL;
+    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    bool predicted = !one(t) && t->d->context && !out_of_code(t, next);
     emit_load_target(t, g);
     if (one(t)) {
         emit_check_target(t, g);
-    } else if (may_leave_code(t, branch_size(t, g))) {
+    } else if (may_leave_code(t, branch_size(t, g))) { // what has a block is in the code
         leave_parked(t);
-        miss = t->d->context ? emit_lookup(t) : a_jmp(a);
-        good = a->p;
+        struct cold *c = cold_add(t, COLD_CHECK, t->current, false, t->d->context ? emit_lookup(t) : a_jmp(a));
+        c->back = a->p;
     }
     a_store_abs(a, 8, DBT(t, call_rip), T0);
-    emit_push(t, branch_size(t, g), PUSH_IMM, (g->rip + g->z.length) & t->rip_mask);
+    emit_push(t, branch_size(t, g), PUSH_IMM, next);
     leave_parked(t);
     a_load_abs(a, 8, T0, DBT(t, call_rip));
-    if (!one(t))
-        emit_landing(t, g);
-    emit_jump_indirect(t, g);
-    if (miss) {
-        a_patch(a, miss);
+    if (!predicted) {
+        emit_jump_indirect(t, g);
+        return;
+    }
+    count(t, DBT(t, n.indirects));
+    uint32_t begin = offset_here(t);
+    cold_add(t, COLD_LOOKUP, t->current, false, emit_lookup(t));
+    a8(a, 0xff); // call [code + t1*8]
+    a_table(a, 2, (uint64_t)t->d->context->code, T1);
+    indirect_since(t, begin);
+    emit_landing(t, g);
+}
+
+void emit_cold_branch(struct translation *t, const struct cold *c)
+{
+    struct ginsn *g = &t->insn[c->info];
+    t->flags = FLAGS_PARKED;
+    a_patch(&t->a, c->from);
+    if (c->kind == COLD_CHECK) {
         emit_check_target(t, g);
-        a_jmp_to(a, (uint64_t)(good + a->to_run));
-        t->ended = true;
+        a_jmp_to(&t->a, (uint64_t)(c->back + t->a.to_run));
+    } else { // without a prediction
+        emit_branch_id(t, g, 0);
+        a_jmp_to(&t->a, t->d->stub_ib_miss);
     }
 }
 

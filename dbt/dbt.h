@@ -119,7 +119,7 @@ struct block {
     uint8_t exit_count;
     uint8_t range_count;
     uint8_t indirect_count;
-    struct span indirect[2]; // indirect exits, and the landing of a CALL's prediction
+    struct span *indirect;   // indirect exits, and the landings of CALLs' predictions
     struct range *range;     // guest bytes the translation depends on: first its own, then what liveness peeked at
 };
 
@@ -199,15 +199,17 @@ struct trail { // the last ways into translated code through C (struct engine_st
     uint32_t at; // of the oldest
 };
 
+#define MERGE_GROUPS 12
 #define IB_LOG 65536
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
 
 #define MAX_INSNS 64 // of a block
-#define MAX_SIDE_EXITS 4 // conditional branches that a block goes on behind
+#define MAX_SIDE_EXITS 6 // conditional branches and calls that a block goes on behind
 #define MAX_EXITS (MAX_SIDE_EXITS + 2)
 #define MAX_RANGES (MAX_SIDE_EXITS + 3)
-#define MAX_PLANTED (MAX_INSNS + MAX_EXITS + 2)
+#define MAX_SPANS (2 * MAX_SIDE_EXITS + 2)
+#define MAX_PLANTED (MAX_INSNS + MAX_EXITS + MAX_SPANS)
 struct planted { // a breakpoint in translated code (plant.c)
     uint32_t at; // run address
     uint8_t byte; // that belongs there
@@ -244,7 +246,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t branch;               // struct branch of the one that is looked up
     uint64_t call_rip;             // where an indirect CALL goes once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them
-    uint64_t delta[8]; // merge.c: host minus guest address of each group
+    uint64_t delta[MERGE_GROUPS]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
     _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];
     _Alignas(64) uint8_t vectors[32 * 64 + 8 * 8];

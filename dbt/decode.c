@@ -193,8 +193,8 @@ static bool make_head(const struct translation *t, const uint8_t bytes[16], unsi
 // Most of a look-up is waiting for memory: this asks for the forms of all instructions whose length is quickly told at once.
 void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
 {
-    struct peeked k = {0};
-    for (unsigned i = 0; i < 16 && len >= 16 && !k.ends; i++) {
+    struct peeked k;
+    for (unsigned i = 0; i < 24 && len >= 16; i++) {
         uint8_t bytes[16];
         struct head head;
         memcpy(bytes, p, 16);
@@ -205,6 +205,8 @@ void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
             for (unsigned line = 0; line < sizeof(struct decoded); line += 64)
                 __builtin_prefetch(f + line);
         }
+        if (k.ends && bytes[0] != 0xe8 && (bytes[0] & 0xf0) != 0x70 && !(bytes[0] == 0x0f && (bytes[1] & 0xf0) == 0x80))
+            break; // what may go on: CALL, Jcc
         p += k.length;
         len -= k.length;
     }

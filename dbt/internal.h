@@ -17,7 +17,15 @@ struct ginsn { // one decoded guest instruction
     uint8_t sens;        // enum insn_op of CLASS_SENSITIVE
 };
 
-enum cold_kind { COLD_SLOW, COLD_CONSTANT /* la in `la` */, COLD_SEGMENT, COLD_EXIT };
+enum cold_kind {
+    COLD_SLOW,
+    COLD_CONSTANT, // a miss of a constant address, `la`
+    COLD_SEGMENT,
+    COLD_EXIT,
+    COLD_NUMBER, // the constant `la`, for an operand whose displacement is at `from`
+    COLD_CHECK,  // whether an indirect branch, instruction `info`, leads out of the code; flags are parked
+    COLD_LOOKUP, // there is no block for the target of that
+};
 struct cold {
     uint8_t kind;
     uint8_t write;
@@ -48,7 +56,6 @@ struct window { // the bytes of the page(s) being translated
     uint8_t joined[32]; // an instruction crossing into the next page
 };
 
-#define MERGE_GROUPS 8
 #define FORM_BITS 12
 #define FORM_OPERANDS 4
 
@@ -90,6 +97,7 @@ struct translation {
     unsigned count;
     unsigned side_exits;
     struct range range[MAX_RANGES];
+    struct span indirect[MAX_SPANS];
     struct ginsn peek;
     struct cold cold[MAX_INSNS * 6 + 4];
     unsigned cold_count;
@@ -166,9 +174,11 @@ uint32_t flags_killed(const struct ginsn *g);
 void emit_control(struct translation *t, struct ginsn *g);
 enum push_kind { PUSH_REG, PUSH_IMM, PUSH_TMP /* dbt->tmp */ };
 void emit_push(struct translation *t, unsigned size, int kind, uint64_t value);
+bool call_returns(const struct translation *t, const struct ginsn *g); // to this block: its RET can be predicted
 uint64_t branch_target(const struct translation *t, const struct ginsn *g); // of a direct near branch
 unsigned branch_size(const struct translation *t, const struct ginsn *g); // operand size of a near branch in bytes
 void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
+void emit_cold_branch(struct translation *t, const struct cold *c); // COLD_CHECK, COLD_LOOKUP
 void emit_nothing(struct translation *t, struct ginsn *g);
 
 // ---- features.c

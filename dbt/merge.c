@@ -110,6 +110,11 @@ static void track(struct tracked r[16], const struct ginsn *g)
 {
     unsigned reg;
     int64_t change;
+    if (g->z.meta.category == ZYDIS_CATEGORY_CALL) { // whatever was called may have changed all of them
+        for (unsigned i = 0; i < 16; i++)
+            r[i] = (struct tracked){r[i].version + 1, 0};
+        return;
+    }
     if (stack_change(g, &change)) {
         r[RSP].offset += change;
         if (g->z.mnemonic != ZYDIS_MNEMONIC_POP)

@@ -290,8 +290,19 @@ void mem_cold(struct translation *t)
     struct asm_buf *a = &t->a;
     for (unsigned i = 0; i < t->cold_count; i++) {
         struct cold *c = &t->cold[i];
+        if (c->kind == COLD_NUMBER) { // as part of an instruction that nothing leads to
+            a_rex(a, 8, 0, 0, T1, 0);
+            a8(a, 0xb8 | T1);
+            a_patch(a, c->from);
+            a64(a, c->la);
+            continue;
+        }
         if (c->from)
             a_patch(a, c->from);
+        if (c->kind == COLD_CHECK || c->kind == COLD_LOOKUP) {
+            emit_cold_branch(t, c);
+            continue;
+        }
         if (c->kind == COLD_EXIT) {
             c->exit->cold = (uint32_t)asm_here(a);
             if (c->exit->kind == EXIT_FAR)

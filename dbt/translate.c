@@ -27,11 +27,15 @@ static bool ends_block(const struct translation *t, const struct ginsn *g)
 
 static bool conditional(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z.meta.category == ZYDIS_CATEGORY_COND_BR; }
 
-// A conditional branch ahead is an exit on the side: the block goes on behind it. What jumps back is mostly taken.
+static bool call(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z.meta.category == ZYDIS_CATEGORY_CALL; }
+
+// A conditional branch ahead is an exit on the side: the block goes on behind it. What jumps back is mostly taken. Calls
+// come back, as a rule.
 static bool goes_on_behind(const struct translation *t, const struct ginsn *g)
 {
-    return conditional(g) && (g->z.opcode & 0xf0) != 0xe0 && g->z.raw.imm[0].value.s > 0 && t->side_exits < MAX_SIDE_EXITS &&
-           !(t->key & KEY_ONE) && !t->d->count_executed;
+    if (t->side_exits == MAX_SIDE_EXITS || t->key & KEY_ONE)
+        return false;
+    return conditional(g) ? (g->z.opcode & 0xf0) != 0xe0 && g->z.raw.imm[0].value.s > 0 : call(g) && call_returns(t, g);
 }
 
 uint32_t peek_live(struct translation *t, uint64_t rip)
@@ -91,9 +95,12 @@ static void liveness(struct translation *t)
         live = FL_ARITH;
     for (unsigned i = t->count; i-- > 0;) {
         struct ginsn *g = &t->insn[i];
-        if (i + 1 < t->count && live != FL_ARITH && conditional(g))
+        bool inner = i + 1 < t->count;
+        if (inner && live != FL_ARITH && conditional(g))
             live |= peek_live(t, branch_target(t, g));
         g->live_after = live;
+        if (inner && call(g)) // what is live behind it comes from what was called
+            live = g->z.opcode == 0xe8 ? peek_live(t, branch_target(t, g)) : FL_ARITH;
         live = t->d->exact_flags ? FL_ARITH : (live & ~flags_killed(g)) | flags_read(g);
         g->live = live;
     }
@@ -135,6 +142,17 @@ static void count_entry(struct translation *t)
     a_store_abs(a, 8, counter, T0);
 }
 
+// The instructions from here on until the block may be left.
+static void count_executed(struct translation *t)
+{
+    unsigned i = t->current;
+    while (i + 1 < t->count && !conditional(&t->insn[i]) && !call(&t->insn[i]))
+        i++;
+    a_load_abs(&t->a, 8, T0, DBT(t, n.executed));
+    a_lea(&t->a, 8, T0, T0, -1, 1, (int32_t)(i + 1 - t->current));
+    a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
+}
+
 static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
@@ -153,11 +171,6 @@ static int emit_block(struct translation *t)
     b->code = (uint32_t)asm_here(&t->a);
     if (t->key & KEY_NOMERGE)
         a_store_imm32_abs(&t->a, 4, DBT(t, force), 0); // it was asked for this once
-    if (d->count_executed) {
-        a_load_abs(&t->a, 8, T0, DBT(t, n.executed));
-        a_lea(&t->a, 8, T0, T0, -1, 1, (int32_t)t->count);
-        a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
-    }
     if (d->measured)
         count_entry(t);
     for (unsigned i = 0; i < t->count; i++) {
@@ -172,6 +185,8 @@ static int emit_block(struct translation *t)
                               t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_POP || conditional(&t->insn[i - 1]));
         if (!keeps_t1)
             t->t1_group = -1;
+        if (d->count_executed && (!i || conditional(&t->insn[i - 1]) || call(&t->insn[i - 1])))
+            count_executed(t);
         flags_before(t, g);
         m->parked |= t->flags == FLAGS_PARKED ? 2 : 0;
         emit_insn(t, g);
@@ -203,6 +218,11 @@ static int emit_block(struct translation *t)
         return -1;
     memcpy(range, b->range, sizeof *range * b->range_count);
     b->range = range;
+    struct span *indirect = arena_alloc(d, sizeof *indirect * b->indirect_count);
+    if (!indirect)
+        return -1;
+    memcpy(indirect, b->indirect, sizeof *indirect * b->indirect_count);
+    b->indirect = indirect;
     cache_code_used(d, b->code_len);
     return 0;
 }
@@ -238,6 +258,7 @@ static void decode_block(struct translation *t, struct window *w)
     uint64_t rip = b->rip;
     t->count = t->side_exits = 0;
     b->range = t->range;
+    b->indirect = t->indirect;
     if (w->p && t->code_size == 8)
         decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < MAX_INSNS) {

@@ -551,6 +551,15 @@ static void check_ranges(struct verifier *s)
     rule(own == b->guest_len, "the length of the block's own range");
 }
 
+static void forget_all(struct verifier *s)
+{
+    for (unsigned i = 0; i < 16; i++)
+        s->reg[i] = fresh(s);
+    s->field_count = 0;
+    s->constant_compared = s->constant_tag = 0;
+    s->tag = NULL;
+}
+
 void core_verify_block(const struct dbt *d, const struct block *b)
 {
     static struct verifier v; // too large for the stack
@@ -583,6 +592,8 @@ void core_verify_block(const struct dbt *d, const struct block *b)
             s->owed_offset = 8;
         if (z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
             check_branch(s, &z);
+        if (z.mnemonic == ZYDIS_MNEMONIC_CALL && !stub(d, b->code + s->at + z.length + (uint64_t)z.raw.imm[0].value.s))
+            forget_all(s); // it comes back from other blocks
         s->at += z.length;
     }
     for (unsigned i = 0; i < s->target_count; i++) {
