@@ -33,6 +33,36 @@ static void stack_adjust(struct translation *t, int32_t n)
     }
 }
 
+// PUSH, POP of a register, CALL or RET whose slot lies in a range that has been checked: it can neither fault nor miss.
+static bool surely_on_stack(const struct translation *t, unsigned i)
+{
+    if (i >= t->count || t->code_size != 8)
+        return false;
+    const struct ginsn *g = &t->insn[i];
+    if (g->cls != CLASS_CONTROL || t->access_count[i] != 1 || t->access[i][0].group < 0 || !t->group[t->access[i][0].group].checked)
+        return false;
+    switch (g->z.mnemonic) {
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+        return g->z.operand_width != 16 && g->op[0].type != ZYDIS_OPERAND_TYPE_MEMORY && g->op[0].reg.value != ZYDIS_REGISTER_RSP;
+    case ZYDIS_MNEMONIC_RET: return branch_size(t, g) == 8;
+    default: return false;
+    }
+}
+
+// Guest RSP += n, after an instruction's access. In a run of PUSH and POP the register follows at its end: nothing looks at
+// it before, because a kick waits until then.
+static void stack_change(struct translation *t, int32_t n)
+{
+    const struct ginsn *g = &t->insn[t->current];
+    bool in_run = g->z.mnemonic == ZYDIS_MNEMONIC_PUSH || g->z.mnemonic == ZYDIS_MNEMONIC_POP;
+    t->rsp_pending += n;
+    if (in_run && surely_on_stack(t, t->current + 1))
+        return;
+    stack_adjust(t, t->rsp_pending);
+    t->rsp_pending = 0;
+}
+
 // ModRM of the operand mem_begin() left: [t1 + base + disp] in a checked group, else [t1] (mem_settle()).
 static void operand_modrm(struct translation *t, unsigned reg)
 {
@@ -94,7 +124,7 @@ void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
             a_load_abs(a, 8, T0, DBT(t, tmp));
         store_sized(t, size, T0);
     }
-    stack_adjust(t, -(int32_t)size);
+    stack_change(t, -(int32_t)size);
 }
 
 // dst = value popped (zero-extended); RSP is not changed yet.
@@ -347,7 +377,7 @@ static void emit_ret(struct translation *t, struct ginsn *g)
     emit_peek_stack(t, size, T0);
     if (one(t))
         emit_check_target(t, g);
-    stack_adjust(t, (int32_t)size + extra);
+    stack_change(t, (int32_t)size + extra);
     leave_parked(t);
     if (one(t)) {
         emit_jump_indirect(t, g);
@@ -610,12 +640,12 @@ static void emit_pop_insn(struct translation *t, struct ginsn *g)
     unsigned r = g->z.opcode == 0x8f ? insn_fields(g).rm : insn_fields(g).opreg;
     if (to_register && size == 8 && host_reg(r) != HOMED && r != RSP) {
         emit_peek_stack(t, size, host_reg(r));
-        stack_adjust(t, (int32_t)size);
+        stack_change(t, (int32_t)size);
         return;
     }
     emit_peek_stack(t, size, T0);
     if (to_register) {
-        stack_adjust(t, (int32_t)size); // uses T1 only
+        stack_change(t, (int32_t)size); // uses T1 only
         assign_sized(t, size, r);       // POP RSP: the popped value wins
         return;
     }

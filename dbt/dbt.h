@@ -83,7 +83,7 @@ struct exit { // a direct exit of a block
 struct map_entry { // start of a guest instruction
     uint32_t host; // offset in the block's code
     uint16_t guest; // offset in the block's guest bytes
-    uint8_t shadow : 1; // the instruction before was STI: no interrupt may come between
+    uint8_t shadow : 1; // no interrupt may come before it: the one before was STI, or RSP is pending
     uint8_t parked : 2; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
     uint8_t borrowed;   // guest register whose value is in `tmp` when its operation runs, NOT_BORROWED: none
 };

@@ -111,6 +111,7 @@ struct translation {
     struct merge_access access[MAX_INSNS][2];
     uint8_t access_count[MAX_INSNS];
     unsigned current, nth; // instruction being emitted, and how many of its accesses have been
+    int32_t rsp_pending;   // what guest RSP is more than its host register, within a run of PUSH and POP
     int t1_group;          // the group whose delta T1 holds, -1: none
     bool based;            // the operand at hand is [T1 + based_on + based_disp] instead of [T1 + T0]
     unsigned based_on;

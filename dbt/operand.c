@@ -135,7 +135,7 @@ static void mem_checked(struct translation *t, const struct merge_group *g, cons
     t->t1_group = (int)(g - t->group);
     t->based = true;
     t->based_on = guest_in(t, (unsigned)ea->base, T0);
-    t->based_disp = (int32_t)ea->disp;
+    t->based_disp = (int32_t)ea->disp + (ea->base == RSP ? t->rsp_pending : 0);
 }
 
 // The whole range of a group has been checked; T1 is its delta.

@@ -163,6 +163,7 @@ static int emit_block(struct translation *t)
     t->cold_count = 0;
     merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
+    t->rsp_pending = 0;
     t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
     b->exits = arena_alloc(d, sizeof *b->exits * (t->side_exits + 2));
     if (!b->exits)
@@ -177,7 +178,7 @@ static int emit_block(struct translation *t)
         struct ginsn *g = &t->insn[i];
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
         struct map_entry *m = &t->map[i];
-        *m = (struct map_entry){.host = i ? (uint32_t)(t->a.p - start) : 0, .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow, .borrowed = NOT_BORROWED,
+        *m = (struct map_entry){.host = i ? (uint32_t)(t->a.p - start) : 0, .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow || t->rsp_pending, .borrowed = NOT_BORROWED,
                                 .parked = t->flags == FLAGS_PARKED};
         t->current = i;
         t->nth = 0;
