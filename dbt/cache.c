@@ -207,7 +207,7 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
             d->far_log[g][d->far_count[g]++] = e;
             e->logged = 1;
         }
-        *(uint64_t *)(uint64_t)e->site = to->code_parked;
+        *(uint64_t *)(uint64_t)e->site = e->at_out == OUT_PARKED ? to->code_parked : to->code;
     } else {
         if ((from->gpa ^ to->gpa) >> PAGE_SHIFT)
             return;

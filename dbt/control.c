@@ -189,7 +189,7 @@ static void indirect_since(struct translation *t, uint32_t begin)
         b->indirect[b->indirect_count++] = (struct span){begin, offset_here(t)};
 }
 
-// Exits other than to the same page leave with live flags parked.
+// Indirect exits, and those to the dispatcher, leave with live flags parked.
 static void leave_parked(struct translation *t)
 {
     if (t->flags == FLAGS_HOST)
@@ -222,8 +222,7 @@ void emit_exit_to(struct translation *t, uint64_t rip)
         a_mov_imm(a, T0, rip);
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
     } else if (e->kind == EXIT_FAR) {
-        leave_parked(t);
-        leaves_at(t, e, OUT_PARKED);
+        leaves_at(t, e, t->flags == FLAGS_PARKED ? OUT_PARKED : OUT_HOST);
         a8(a, 0xff); // jmp [slot]
         a_abs(a, 4, e->site, 0);
         cold_add(t, COLD_EXIT, 0, false, NULL)->exit = e;
@@ -526,8 +525,7 @@ static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
     }
     uint8_t *site = NULL;
     if (e->kind == EXIT_FAR) {
-        leave_parked(t);
-        leaves_at(t, e, OUT_PARKED);
+        leaves_at(t, e, t->flags == FLAGS_PARKED ? OUT_PARKED : OUT_HOST);
         a8(a, 0xff); // call [slot]
         a_abs(a, 2, e->site, 0);
     } else {

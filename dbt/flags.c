@@ -6,8 +6,8 @@
 //     until one wants them back. So a run of accesses between a CMP and its Jcc costs one park and one return.
 //  2. One that uses flags and memory at once (ADC, SETcc, INC with CF live) has them carried over its own check in AX.
 //  3. A block is entered with flags in the host through `code`, with parked flags through `code_parked`, which is the
-//     same address where the block needs none. Exits to the same page go by `code`. All others, to other pages,
-//     indirect, to the dispatcher, park live flags and go by `code_parked`: so indirect branches may compare.
+//     same address where the block needs none. Direct exits lead to whichever fits. Indirect ones, and those to the
+//     dispatcher, park live flags and go by `code_parked`: so indirect branches and RETs may compare.
 //
 // Example: CMP; MOV RAX,[RSP]; MOV [RBX],RAX; JE. Parked before the first MOV, back before JE.
 #include "dbt/internal.h"

@@ -308,7 +308,7 @@ void mem_cold(struct translation *t)
             if (c->exit->kind == EXIT_FAR)
                 *(uint64_t *)(uint64_t)c->exit->site = c->exit->cold;
             a_mov_imm(a, T0, (uint64_t)c->exit);
-            a_jmp_to(a, c->exit->kind == EXIT_FAR ? t->d->stub_chain : t->d->stub_chain_host);
+            a_jmp_to(a, c->exit->at_out == OUT_PARKED ? t->d->stub_chain : t->d->stub_chain_host);
             continue;
         }
         if (c->kind == COLD_CONSTANT) { // what the check of a computed address leaves in T0 and T1

@@ -535,9 +535,11 @@ static void check_exits(struct verifier *s)
             rule(e->site - b->code <= b->code_len - 4, "an exit's patch site");
         else
             rule(within(e->site, 8, s->d->slots, SLOT_COUNT * 8) && e->site % 8 == 0, "an exit's slot");
-        if (e->kind == EXIT_FAR)
-            claim(*(uint64_t *)(uint64_t)e->site == (e->to ? LOW(struct block, e->to)->code_parked : e->cold), "a slot leads to %llx, its exit to %x",
-                  (unsigned long long)*(uint64_t *)(uint64_t)e->site, e->to ? LOW(struct block, e->to)->code_parked : e->cold);
+        if (e->kind != EXIT_FAR)
+            continue;
+        const struct block *to = LOW(struct block, e->to);
+        uint64_t leads_to = *(uint64_t *)(uint64_t)e->site, should = !to ? e->cold : e->at_out == OUT_PARKED ? to->code_parked : to->code;
+        claim(leads_to == should, "a slot leads to %llx, its exit to %llx", (unsigned long long)leads_to, (unsigned long long)should);
     }
 }
 
