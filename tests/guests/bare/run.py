@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Guests without a kernel, which look for what only interrupts at every place and much code bring out. Each checks itself.
+
+    run.py [--bits 32] [--keep DIRECTORY] kicks GNOMON
+
+The statistics of the run tell whether what is tested has happened at all.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+FLAGS = """-std=gnu17 -Wall -Wextra -Werror -O2 -ffreestanding -fno-pie -no-pie -fno-stack-protector -mno-red-zone
+ -mgeneral-regs-only -fno-asynchronous-unwind-tables -fcf-protection=none -nostdlib -static
+ -Wl,-Ttext-segment=0x200000,--build-id=none,-e,start32,-z,noexecstack""".split()
+SOURCES = {
+    "kicks": ["start.S", "bare.c", "works.S", "kicks.c"],
+}
+EXIT_GOOD = 1  # (0 << 1) | 1
+
+
+def build(name, bits, work):
+    path = os.path.join(work, f"{name}{bits}")
+    subprocess.run(["gcc", f"-m{bits}", *FLAGS, "-o", path, *(os.path.join(HERE, s) for s in SOURCES[name])], check=True)
+    return path
+
+
+def run(gnomon, guest):
+    """The figures of a run that ended well."""
+    done = subprocess.run([gnomon, "run", "--kernel", guest, "--memory", "128M", "--timeout", "60", "--stats=json"],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode != EXIT_GOOD:
+        sys.exit(f"exit status {done.returncode}, not {EXIT_GOOD}; it printed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+    return json.loads([line for line in done.stderr.splitlines() if line.startswith("{")][-1])
+
+
+def kicks(once):
+    figures = once()
+    yield "interrupts", figures["interrupts"] >= 12000, figures["interrupts"]
+    # Each way out of translated code: at a boundary at once, and by a breakpoint at the next one.
+    yield "kick_traps", 200 <= figures["kick_traps"] < figures["kicks"], figures["kick_traps"]
+    # The median: a busy host delays some interrupts by milliseconds, but hardly ever takes the CPU away between a signal
+    # and the handler it leads to.
+    yield "time_kick_p50", 0 < figures["time_kick_p50"] <= 50000, figures["time_kick_p50"]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bits", default="64", choices=["64", "32"])
+    parser.add_argument("--keep", help="leave the guest there")
+    parser.add_argument("name", choices=SOURCES)
+    parser.add_argument("gnomon")
+    args = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory() as work:
+        guest = build(args.name, args.bits, args.keep or work)
+        for what, good, value in globals()[args.name](lambda: run(os.path.abspath(args.gnomon), guest)):
+            failed |= not good
+            print(f"{'ok    ' if good else 'FAILED'} {what} {value}", flush=True)
+    sys.exit(failed)
+
+
+main()
