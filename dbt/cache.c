@@ -187,13 +187,12 @@ bool cache_guest_rip(struct block *b, uint64_t at, uint64_t *rip, bool *start)
     return true;
 }
 
-bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip)
+const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address)
 {
     // what follows the call is the jump back, to just behind the check
     int32_t rel;
     __builtin_memcpy(&rel, (const void *)(return_address + 1), 4);
-    bool start;
-    return cache_guest_rip(b, return_address + 5 + (uint64_t)(int64_t)rel - 1, rip, &start);
+    return cache_map(b, return_address + 5 + (uint64_t)(int64_t)rel - 1);
 }
 
 void cache_link(struct dbt *d, struct exit *e, struct block *to)

@@ -324,7 +324,7 @@ struct block *cache_block_at(struct dbt *d, uint64_t run_address);
 bool cache_guest_rip(struct block *b, uint64_t run_address, uint64_t *rip, bool *start);
 const struct map_entry *cache_map(const struct block *b, uint64_t run_address); // null: before the first instruction
 // The same from the return address of a call in the block's out-of-line code.
-bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip);
+const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address);
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
 void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);

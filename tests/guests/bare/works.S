@@ -486,6 +486,8 @@ leaf3: push %AX
     closed
     shadowed add area, %edx
     closed
+    shadowed mov %edx, area + 4095
+    closed
     shadowed push %DX
     pop %DX
     closed
@@ -557,7 +559,11 @@ work_windows_far:
     test $0x20000, %eax
     shadowed jnz 3f
     add $7, %eax
-3:  dec %ecx
+3:  cli
+    incl guarded
+    shadowed mov %eax, area + 4094
+    add area + 4093, %eax
+    dec %ecx
     jnz 1b
     done
 
