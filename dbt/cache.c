@@ -96,9 +96,9 @@ int cache_insert(struct dbt *d, struct block *b)
             b->dead = 1; // some pages' lists have it: it goes with its region
             return -ENOSPC;
         }
-        l->block = b;
-        l->next = d->pages[s.ram_page];
-        d->pages[s.ram_page] = l;
+        *l = (struct page_link){.block = b};
+        *(d->pages[s.ram_page] ? d->page_end[s.ram_page] : &d->pages[s.ram_page]) = l;
+        d->page_end[s.ram_page] = &l->next;
         mem_trace_set(d->v->mem, b->range[r].gpa, TRACE_CODE);
     }
     struct block **h = &d->hash[hash_of(d, b->rip, b->key)];
@@ -154,6 +154,7 @@ void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len)
             p = &(*p)->next;
         }
     }
+    d->page_end[s.ram_page] = p;
     if (!d->pages[s.ram_page] && !killed) // the code written here may come back: the next write tells
         mem_trace_clear(d->v->mem, gpa, TRACE_CODE);
     if (killed)

@@ -243,8 +243,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t code_ready, arena_ready; // faulted in up to there
     struct block **hash;
     uint32_t hash_mask;
-    struct page_link **pages; // by RAM page; links of the region filled last come first
-    uint32_t *page_evicted;   // by RAM page: the last eviction that looked at its list
+    struct page_link **pages;     // by RAM page; links of the region filled last come last
+    struct page_link ***page_end; // by RAM page whose list is not empty: where its next link goes
     uint64_t page_count;
 
     uint64_t *slots;
