@@ -367,8 +367,9 @@ static void arm_deadline(struct lapic *l)
 
 static uint64_t spacing_ns(uint64_t period) { return period / 4 > MIN_PERIOD_NS ? period / 4 : MIN_PERIOD_NS; }
 
-// Sets the queue's timer from the registers.
-static void timer_schedule(struct lapic *l)
+// Sets the queue's timer from the registers. `now` must be what a start of the count was taken from: a second look at the
+// clock may come after a short count has passed, which would then pass for one that has fired.
+static void timer_schedule(struct lapic *l, uint64_t now)
 {
     if (timer_mode(l) == TIMER_DEADLINE) {
         if (l->tsc_deadline)
@@ -381,7 +382,7 @@ static void timer_schedule(struct lapic *l)
         timer_cancel(&l->timer);
         return;
     }
-    uint64_t now = timer_now(l->timer.queue), period = period_ns(l), next = l->start_ns + period;
+    uint64_t period = period_ns(l), next = l->start_ns + period;
     if (next <= now) {
         if (timer_mode(l) != TIMER_PERIODIC) {
             timer_cancel(&l->timer); // it has fired
@@ -413,7 +414,7 @@ static bool periodic_expired(struct lapic *l, uint64_t now_ns)
     }
     if (l->lvt[LVT_TIMER] & LVT_MASKED)
         l->owed = 0;
-    timer_schedule(l);
+    timer_schedule(l, now_ns);
     return fire;
 }
 
@@ -444,7 +445,7 @@ static void timer_set_initial(struct lapic *l, uint32_t count)
     l->initial_count = count;
     l->owed = 0;
     l->start_ns = timer_now(l->timer.queue);
-    timer_schedule(l);
+    timer_schedule(l, l->start_ns);
 }
 
 static void timer_set_divide(struct lapic *l, uint32_t config)
@@ -454,8 +455,9 @@ static void timer_set_divide(struct lapic *l, uint32_t config)
     bool running = l->initial_count && current_count(l);
     l->divide_config = config & 0xb;
     if (running) {
-        l->start_ns = timer_now(l->timer.queue) - ((uint64_t)passed << divide_shift(l->divide_config));
-        timer_schedule(l);
+        uint64_t now = timer_now(l->timer.queue);
+        l->start_ns = now - ((uint64_t)passed << divide_shift(l->divide_config));
+        timer_schedule(l, now);
     }
 }
 
@@ -472,7 +474,7 @@ static void lvt_write(struct lapic *l, enum lvt n, uint32_t value)
             l->tsc_deadline = 0;
         }
         l->owed = 0;
-        timer_schedule(l);
+        timer_schedule(l, timer_now(l->timer.queue));
     }
     if (n == LVT_LINT0) {
         __atomic_store_n(&l->extint, 0, __ATOMIC_RELAXED);
@@ -719,7 +721,7 @@ bool lapic_msr_write(struct lapic *l, uint32_t msr, uint64_t value)
     if (msr == MSR_TSC_DEADLINE) {
         if (timer_mode(l) == TIMER_DEADLINE) { // else ignored (11.5.4.1)
             l->tsc_deadline = value;
-            timer_schedule(l);
+            timer_schedule(l, timer_now(l->timer.queue));
         }
         return true;
     }
@@ -742,7 +744,7 @@ static void after_load(struct lapic *l)
         l->start_ns = now;
     if (l->owed > MAX_OWED_NS / MIN_PERIOD_NS)
         l->owed = 0;
-    timer_schedule(l);
+    timer_schedule(l, now);
     request_if_pending(l);
 }
 

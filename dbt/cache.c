@@ -96,9 +96,9 @@ int cache_insert(struct dbt *d, struct block *b)
             b->dead = 1; // some pages' lists have it: it goes with its region
             return -ENOSPC;
         }
-        l->block = b;
-        l->next = d->pages[s.ram_page];
-        d->pages[s.ram_page] = l;
+        *l = (struct page_link){.block = b};
+        *(d->pages[s.ram_page] ? d->page_end[s.ram_page] : &d->pages[s.ram_page]) = l;
+        d->page_end[s.ram_page] = &l->next;
         mem_trace_set(d->v->mem, b->range[r].gpa, TRACE_CODE);
     }
     struct block **h = &d->hash[hash_of(d, b->rip, b->key)];
@@ -154,6 +154,7 @@ void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len)
             p = &(*p)->next;
         }
     }
+    d->page_end[s.ram_page] = p;
     if (!d->pages[s.ram_page] && !killed) // the code written here may come back: the next write tells
         mem_trace_clear(d->v->mem, gpa, TRACE_CODE);
     if (killed)
@@ -187,13 +188,12 @@ bool cache_guest_rip(struct block *b, uint64_t at, uint64_t *rip, bool *start)
     return true;
 }
 
-bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip)
+const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address)
 {
     // what follows the call is the jump back, to just behind the check
     int32_t rel;
     __builtin_memcpy(&rel, (const void *)(return_address + 1), 4);
-    bool start;
-    return cache_guest_rip(b, return_address + 5 + (uint64_t)(int64_t)rel - 1, rip, &start);
+    return cache_map(b, return_address + 5 + (uint64_t)(int64_t)rel - 1);
 }
 
 void cache_link(struct dbt *d, struct exit *e, struct block *to)

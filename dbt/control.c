@@ -237,11 +237,13 @@ void emit_exit_to(struct translation *t, uint64_t rip)
     t->flags = flags;
 }
 
-// The same if the host's condition `cc` holds, else on to the next host instruction.
+// The same if the host's condition `cc` holds, else on to the next host instruction. Where no kick may come before the branch
+// (behind STI), the exit's jump is one of its own, after the condition's.
 static void emit_exit_if(struct translation *t, unsigned cc, uint64_t rip)
 {
     struct asm_buf *a = &t->a;
-    struct exit *e = one(t) || far(t, rip & t->rip_mask) ? NULL : new_exit(t, rip & t->rip_mask);
+    bool alone = one(t) || t->map[t->current].shadow || far(t, rip & t->rip_mask);
+    struct exit *e = alone ? NULL : new_exit(t, rip & t->rip_mask);
     if (e) {
         leaves_at(t, e, OUT_BRANCH);
         uint8_t *site = a_jcc(a, cc);

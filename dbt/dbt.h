@@ -275,8 +275,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t code_ready, arena_ready; // faulted in up to there
     struct block **hash;
     uint32_t hash_mask;
-    struct page_link **pages; // by RAM page; links of the region filled last come first
-    uint32_t *page_evicted;   // by RAM page: the last eviction that looked at its list
+    struct page_link **pages;     // by RAM page; links of the region filled last come last
+    struct page_link ***page_end; // by RAM page whose list is not empty: where its next link goes
     uint64_t page_count;
 
     uint64_t *slots;
@@ -363,7 +363,7 @@ struct block *cache_block_at(struct dbt *d, uint64_t run_address);
 bool cache_guest_rip(struct block *b, uint64_t run_address, uint64_t *rip, bool *start);
 const struct map_entry *cache_map(const struct block *b, uint64_t run_address); // null: before the first instruction
 // The same from the return address of a call in the block's out-of-line code.
-bool cache_guest_rip_cold(struct block *b, uint64_t return_address, uint64_t *rip);
+const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address);
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
 void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);

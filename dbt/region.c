@@ -3,10 +3,10 @@
 //
 // All three are divided into as many regions, which are filled one after the other. When the last is full the first comes
 // again: its blocks, the oldest, are discarded, and everything else stays. So the guest waits for the discarding of a few
-// thousand blocks at a time, a millisecond or two, and hot code that went comes back at the cost of translating it once.
+// thousand blocks at a time, a third of a millisecond, and hot code that went comes back at the cost of translating it once.
 //
-//  1. A link of a page's list lies in the arena of its block's region, and links are put in front: those of the oldest region
-//     are the end of every list.
+//  1. A link of a page's list lies in the arena of its block's region, and links are put at the end: those of the oldest region
+//     come first in every list, and nothing else needs to be looked at to take them out.
 //  2. Nothing may point into a region that is discarded: links between blocks, the tables of indirect branches, predictions of
 //     RETs, planted breakpoints, and the x87 unit's instruction pointer, which becomes the guest's.
 #include <sys/mman.h>
@@ -89,7 +89,7 @@ int cache_create(struct dbt *d)
     }
     d->page_count = d->v->mem->ram_size >> PAGE_SHIFT;
     d->pages = map_any(d->page_count * sizeof d->pages[0]);
-    d->page_evicted = map_any(d->page_count * sizeof d->page_evicted[0]);
+    d->page_end = map_any(d->page_count * sizeof d->page_end[0]);
     for (unsigned i = 0; i < CONTEXTS; i++) {
         struct context *c = &d->contexts[i];
         c->tag = map_low(65536 * 16, -1, PROT_READ | PROT_WRITE);
@@ -98,7 +98,7 @@ int cache_create(struct dbt *d)
         c->code = c->tag + 65536;
         c->tag[0] = 1; // an entry that no RIP with these low bits matches
     }
-    if (!d->arena || !d->slots || !blocks || !d->hash || !d->pages || !d->page_evicted)
+    if (!d->arena || !d->slots || !blocks || !d->hash || !d->pages || !d->page_end)
         return -ENOMEM;
     for (unsigned i = 0; i < REGIONS; i++) {
         d->regions[i].blocks = blocks + i * REGION_BLOCKS;
@@ -120,7 +120,7 @@ void cache_destroy(struct dbt *d)
     munmap(d->regions[0].blocks, REGIONS * REGION_BLOCKS * sizeof d->regions[0].blocks[0]);
     munmap(d->hash, HASH_SIZE * sizeof d->hash[0]);
     munmap(d->pages, d->page_count * sizeof d->pages[0]);
-    munmap(d->page_evicted, d->page_count * sizeof d->page_evicted[0]);
+    munmap(d->page_end, d->page_count * sizeof d->page_end[0]);
     for (unsigned i = 0; i < CONTEXTS; i++)
         munmap(d->contexts[i].tag, 65536 * 16);
 }
@@ -224,16 +224,14 @@ static bool in_arena(const struct dbt *d, unsigned region, const void *p)
 static void forget_page(struct dbt *d, unsigned region, uint64_t gpa)
 {
     struct mem_slot s = mem_find(d->v->mem, gpa);
-    if (s.kind != MEM_RAM || s.ram_page >= d->page_count || d->page_evicted[s.ram_page] == (uint32_t)d->n.evictions)
+    if (s.kind != MEM_RAM || s.ram_page >= d->page_count)
         return;
-    d->page_evicted[s.ram_page] = (uint32_t)d->n.evictions;
     struct page_link **p = &d->pages[s.ram_page];
     if (!*p)
         return;
-    while (*p && !in_arena(d, region, *p))
-        p = &(*p)->next;
-    *p = NULL; // constraint 1
-    if (!d->pages[s.ram_page])
+    while (*p && in_arena(d, region, *p)) // constraint 1
+        *p = (*p)->next;
+    if (!*p)
         mem_trace_clear(d->v->mem, gpa, TRACE_CODE);
 }
 
@@ -286,8 +284,8 @@ void cache_advance(struct dbt *d)
 
 void cache_flush(struct dbt *d)
 {
-    for (unsigned i = 0; i < REGIONS; i++)
-        evict(d, i);
+    for (unsigned i = 1; i <= REGIONS; i++) // the oldest first
+        evict(d, (d->region + i) % REGIONS);
     cache_ib_clear(d, false);
     cache_ib_clear(d, true);
     d->region = 0;

@@ -467,11 +467,14 @@ uint64_t run_service(struct dbt *d)
 
 static void find_slow_rip(struct dbt *d)
 {
-    uint64_t rip;
     struct block *b = cache_block_at(d, d->slow_ret);
+    const struct map_entry *m = b ? cache_map_cold(b, d->slow_ret) : NULL;
     d->in_slow = 0;
-    if (b && cache_guest_rip_cold(b, d->slow_ret, &rip))
-        d->v->s.rip = rip;
+    if (!m)
+        return;
+    d->v->s.rip = b->rip + m->guest;
+    if (d->restart && m->shadow)
+        d->v->s.shadow |= SHADOW_STI; // it has not been done yet
 }
 
 static enum engine_stop software_run(struct vcpu *v)

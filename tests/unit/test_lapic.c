@@ -18,7 +18,7 @@
 #define DIVIDE 0x3e0
 
 static struct {
-    uint64_t now;
+    uint64_t now, passes_ns; // what passes with every look at the clock
     struct timer_queue queue;
     uint32_t requests;
     unsigned eois;
@@ -29,6 +29,7 @@ static struct {
 static uint64_t now(void *opaque)
 {
     (void)opaque;
+    t.now += t.passes_ns;
     return t.now;
 }
 
@@ -265,6 +266,26 @@ static void one_shot_timer_counts_at_1_ghz_over_the_divider(void **state)
         set(EOI, 0);
     }
     assert_int_equal(t.queue.head == NULL, 1);
+}
+
+static void a_count_that_passes_while_it_is_set_still_interrupts(void **state)
+{
+    (void)state;
+    enable();
+    set(LVT_TIMER, 0x40);
+    set(DIVIDE, 0xb);
+    t.passes_ns = 5000; // the host had something else to do
+    set(INITIAL, 1000);
+    step(1);
+    assert_int_equal(lapic_ack(t.l), 0x40);
+    set(EOI, 0);
+    t.passes_ns = 0;
+    set(INITIAL, 7000);
+    t.passes_ns = 900;
+    set(DIVIDE, 0); // the rest lasts longer, then shorter
+    set(DIVIDE, 0xb);
+    step(20000);
+    assert_int_equal(lapic_ack(t.l), 0x40);
 }
 
 static void periodic_timer_keeps_its_phase_and_owes_what_came_late(void **state)
@@ -528,6 +549,7 @@ int main(void)
         LAPIC_TEST(ipis_reach_this_cpu_by_shorthand_and_destination),
         LAPIC_TEST(errors_show_after_a_write_of_esr_and_interrupt_once),
         LAPIC_TEST(one_shot_timer_counts_at_1_ghz_over_the_divider),
+        LAPIC_TEST(a_count_that_passes_while_it_is_set_still_interrupts),
         LAPIC_TEST(periodic_timer_keeps_its_phase_and_owes_what_came_late),
         LAPIC_TEST(periods_the_guest_keeps_waiting_merge),
         LAPIC_TEST(masked_timer_counts_without_interrupting),
