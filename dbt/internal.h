@@ -173,13 +173,25 @@ uint32_t flags_killed(const struct ginsn *g);
 
 // ---- control.c
 void emit_control(struct translation *t, struct ginsn *g);
-enum push_kind { PUSH_REG, PUSH_IMM, PUSH_TMP /* dbt->tmp */ };
-void emit_push(struct translation *t, unsigned size, int kind, uint64_t value);
 bool call_returns(const struct translation *t, const struct ginsn *g); // to this block: its RET can be predicted
 uint64_t branch_target(const struct translation *t, const struct ginsn *g); // of a direct near branch
 unsigned branch_size(const struct translation *t, const struct ginsn *g); // operand size of a near branch in bytes
 void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
 void emit_cold_branch(struct translation *t, const struct cold *c); // COLD_CHECK, COLD_LOOKUP
+
+// ---- stack.c: sizes in bytes
+enum push_kind { PUSH_REG, PUSH_IMM, PUSH_TMP /* dbt->tmp */ };
+void emit_push(struct translation *t, unsigned size, int kind, uint64_t value);
+void emit_peek_stack(struct translation *t, unsigned size, unsigned dst); // dst = what a POP would read
+void rsp_change(struct translation *t, int32_t n);                      // RSP += n, behind the instruction's access
+void load_sized(struct translation *t, unsigned size, unsigned dst);      // dst = zero-extended operand of mem_begin()
+void assign_sized(struct translation *t, unsigned size, unsigned guest);  // guest register = T0, as MOV of that size does
+void emit_push_insn(struct translation *t, struct ginsn *g);
+void emit_pop_insn(struct translation *t, struct ginsn *g);
+void emit_leave(struct translation *t, struct ginsn *g);
+
+// ---- odd.c
+void emit_odd(struct translation *t, struct ginsn *g);
 void emit_nothing(struct translation *t, struct ginsn *g);
 
 // ---- features.c
