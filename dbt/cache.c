@@ -163,7 +163,9 @@ void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len)
 
 void cache_unmerge(struct dbt *d, struct block *b)
 {
-    d->unmerged[unmerged_slot(b->rip)] = b->rip;
+    unsigned slot = unmerged_slot(b->rip);
+    d->unmerged[slot] = b->rip;
+    d->unmerged_any[slot / 64] |= 1ull << slot % 64;
     if (!b->dead)
         cache_kill(d, b);
     ras_reset(d);

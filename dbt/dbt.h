@@ -304,6 +304,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct vector_layout layout;
     struct engine_host host;
     uint64_t unmerged[4096]; // RIPs of blocks whose groups keep missing, hashed
+    uint64_t unmerged_any[64]; // bit: there is one in that place
     int stop; // enum engine_stop + 1 when the run loop must end
     uint32_t kicked; // a signal set a request since run_service() began
     uint32_t in_slow; // in C called from within an instruction: RIP must be found from slow_ret if something is thrown

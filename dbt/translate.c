@@ -124,7 +124,8 @@ static void emit_insn(struct translation *t, struct ginsn *g)
 
 static bool is_unmerged(const struct dbt *d, uint64_t rip)
 {
-    return d->unmerged[unmerged_slot(rip)] == rip;
+    unsigned slot = unmerged_slot(rip);
+    return d->unmerged_any[slot / 64] >> slot % 64 & 1 && d->unmerged[slot] == rip;
 }
 
 // For --stats. Neighbouring blocks have different counters: blocks take few cycles, so one counter's additions would wait
