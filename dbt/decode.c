@@ -25,6 +25,7 @@ void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
     g->z.address_width = 32;
     g->cls = CLASS_SENSITIVE;
     g->sens = (uint8_t)op;
+    g->has_ea = false;
 }
 
 static unsigned head_bytes(struct head h) { return h.high >> 48 & 15; }
@@ -228,8 +229,10 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
     if (make_head(t, g->bytes, len, &head)) {
         f = form_at(t, head);
         if (f->head.low == head.low && f->head.high == head.high && f->z.length <= len) {
-            if (decode_from(t, f, g))
+            if (decode_from(t, f, g)) {
+                mem_find_operand(g);
                 return true;
+            }
             goto classify;
         }
         f = NULL;
@@ -246,6 +249,7 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
     if (head_bytes(head))
         f = form_keep(t, head, g);
 classify:
+    mem_find_operand(g);
     classify(t, g);
     if (f) {
         f->key = t->key;

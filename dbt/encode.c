@@ -4,15 +4,7 @@
 
 static bool is_gpr(const ZydisDecodedOperand *o)
 {
-    if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
-        return false;
-    switch (ZydisRegisterGetClass(o->reg.value)) {
-    case ZYDIS_REGCLASS_GPR8:
-    case ZYDIS_REGCLASS_GPR16:
-    case ZYDIS_REGCLASS_GPR32:
-    case ZYDIS_REGCLASS_GPR64: return true;
-    default: return false;
-    }
+    return o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_is(o->reg.value);
 }
 
 struct fields insn_fields(const struct ginsn *g)
@@ -385,7 +377,7 @@ static bool waits_for_x87(const struct ginsn *g)
     default: break;
     }
     for (unsigned i = 0; i < g->z.operand_count; i++)
-        if (g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(g->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+        if (g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && g->op[i].reg.value >= ZYDIS_REGISTER_MM0 && g->op[i].reg.value <= ZYDIS_REGISTER_MM7)
             return true;
     return g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
 }

@@ -6,6 +6,25 @@
 
 enum insn_class { CLASS_PLAIN, CLASS_CONTROL, CLASS_SENSITIVE, CLASS_STRING, CLASS_NOTHING, CLASS_INLINE, CLASS_GATHER };
 
+// By the order of Zydis' names: AL CL DL BL AH CH DH BH SPL … R15B, AX … R15W, EAX … R15D, RAX … R15. Its own functions for
+// this are calls into a library, several an instruction.
+static inline bool gpr_is(ZydisRegister r) { return r >= ZYDIS_REGISTER_AL && r <= ZYDIS_REGISTER_R15; }
+static inline bool gpr_is_64(ZydisRegister r) { return r >= ZYDIS_REGISTER_RAX && r <= ZYDIS_REGISTER_R15; }
+static inline unsigned gpr_number(ZydisRegister r) // of the whole register
+{
+    if (r >= ZYDIS_REGISTER_AX)
+        return (unsigned)(r - ZYDIS_REGISTER_AX) & 15;
+    unsigned n = (unsigned)(r - ZYDIS_REGISTER_AL);
+    return n < 8 ? n & 3 : n - 4;
+}
+_Static_assert(ZYDIS_REGISTER_R15 - ZYDIS_REGISTER_AX == 47 && ZYDIS_REGISTER_AX - ZYDIS_REGISTER_AL == 20, "the order of names");
+
+struct ea { // a memory operand: registers by guest number
+    int base, index; // -1: none
+    unsigned scale, addr_size, sreg;
+    int64_t disp;
+};
+
 struct ginsn { // one decoded guest instruction
     ZydisDecodedInstruction z;
     ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
@@ -15,6 +34,9 @@ struct ginsn { // one decoded guest instruction
     uint32_t live_after;
     uint8_t cls;         // enum insn_class
     uint8_t sens;        // enum insn_op of CLASS_SENSITIVE
+    bool has_ea, ea_read, ea_write; // its memory operand
+    unsigned ea_size;    // bytes
+    struct ea ea;
 };
 
 enum cold_kind {
@@ -42,11 +64,6 @@ struct cold {
 // Where the guest's arithmetic flags are while a block is emitted (dbt/flags.c).
 enum flag_place { FLAGS_DEAD, FLAGS_HOST, FLAGS_PARKED };
 
-struct ea { // a memory operand: registers by guest number
-    int base, index; // -1: none
-    unsigned scale, addr_size, sreg;
-    int64_t disp;
-};
 
 struct window { // the bytes of the page(s) being translated
     uint64_t la;   // of byte 0
@@ -136,6 +153,7 @@ void mem_combine(struct translation *t); // to [T1]; T0 is free
 void mem_offset(struct translation *t, const struct ea *ea); // T0 = offset, before segmentation
 struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool write, uint8_t *from);
 void mem_cold(struct translation *t);    // emits the out-of-line parts
+void mem_find_operand(struct ginsn *g); // once, when it is decoded
 bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write);
 void load_guest(struct translation *t, unsigned host, unsigned guest);  // whole register
 void store_guest(struct translation *t, unsigned guest, unsigned host);

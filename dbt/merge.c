@@ -24,9 +24,9 @@ static bool constant_change(const struct ginsn *g, unsigned *reg, int64_t *chang
     if (g->cls != CLASS_PLAIN && g->cls != CLASS_CONTROL)
         return false;
     if (g->z.operand_width != 64 || o[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
-        ZydisRegisterGetClass(o[0].reg.value) != ZYDIS_REGCLASS_GPR64)
+        !gpr_is_64(o[0].reg.value))
         return false;
-    *reg = (unsigned)ZydisRegisterGetId(o[0].reg.value) & 15;
+    *reg = gpr_number(o[0].reg.value);
     switch (g->z.mnemonic) {
     case ZYDIS_MNEMONIC_INC: *change = 1; return true;
     case ZYDIS_MNEMONIC_DEC: *change = -1; return true;
@@ -120,7 +120,7 @@ static void track(struct tracked r[16], const struct ginsn *g)
         if (g->z.mnemonic != ZYDIS_MNEMONIC_POP)
             return;
         if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
-            reg = (unsigned)ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, g->op[0].reg.value)) & 15;
+            reg = gpr_number(g->op[0].reg.value);
             r[reg].version++;
             r[reg].offset = 0;
         }
@@ -134,12 +134,9 @@ static void track(struct tracked r[16], const struct ginsn *g)
         const ZydisDecodedOperand *o = &g->op[i];
         if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
             continue;
-        if (o->reg.value < ZYDIS_REGISTER_AL || o->reg.value > ZYDIS_REGISTER_R15) // by order of the names
+        if (!gpr_is(o->reg.value))
             continue;
-        ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value);
-        if (ZydisRegisterGetClass(whole) != ZYDIS_REGCLASS_GPR64)
-            continue;
-        reg = (unsigned)ZydisRegisterGetId(whole) & 15;
+        reg = gpr_number(o->reg.value);
         r[reg].version++;
         r[reg].offset = 0;
     }

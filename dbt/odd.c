@@ -87,9 +87,9 @@ void emit_odd(struct translation *t, struct ginsn *g)
         if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP)
             ea.disp += (int64_t)(g->rip + g->z.length);
         else if (m->base != ZYDIS_REGISTER_NONE)
-            ea.base = ZydisRegisterGetId(m->base) & 15;
+            ea.base = (int)gpr_number(m->base);
         if (m->index != ZYDIS_REGISTER_NONE)
-            ea.index = ZydisRegisterGetId(m->index) & 15;
+            ea.index = (int)gpr_number(m->index);
         ea.scale = m->scale ? m->scale : 1;
         unsigned r = insn_fields(g).reg, size = g->z.operand_width / 8u, h = host_reg(r);
         if (ea.addr_size == 8 && h != HOMED && size >= 4 && (ea.base >= 0 || ea.index >= 0) &&

@@ -45,12 +45,14 @@ unsigned guest_in(struct translation *t, unsigned guest, unsigned scratch)
 
 static unsigned reg_number(ZydisRegister r)
 {
-    return (unsigned)ZydisRegisterGetId(r) & 15;
+    return gpr_is(r) ? gpr_number(r) : (unsigned)ZydisRegisterGetId(r) & 15;
 }
 
-bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write)
+void mem_find_operand(struct ginsn *g)
 {
     static const uint8_t seg[] = {SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
+    struct ea *ea = &g->ea;
+    g->has_ea = false;
     for (unsigned i = 0; i < g->z.operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
         if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
@@ -70,12 +72,23 @@ bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *rea
             ea->base = -1, ea->disp = g->z.raw.disp.value; // whatever REX.B and the address size say (SDM vol. 2, table 2-3)
         unsigned s = (unsigned)(o->mem.segment - ZYDIS_REGISTER_ES);
         ea->sreg = s < 6 ? seg[s] : SEG_DS;
-        *size = o->size / 8;
-        *read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
-        *write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        return true;
+        g->ea_size = o->size / 8u;
+        g->ea_read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+        g->ea_write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        g->has_ea = true;
+        return;
     }
-    return false;
+}
+
+bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write)
+{
+    if (!g->has_ea)
+        return false;
+    *ea = g->ea;
+    *size = g->ea_size;
+    *read = g->ea_read;
+    *write = g->ea_write;
+    return true;
 }
 
 void mem_offset(struct translation *t, const struct ea *ea)
