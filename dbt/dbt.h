@@ -176,11 +176,11 @@ static inline uint32_t exit_key(const struct exit *e) // of the block it leads t
 }
 
 // The cache is filled region by region; the next one to be filled loses what it holds.
-#define REGIONS 32u
-#define REGION_CODE (1u << 20)
-#define REGION_ARENA (7u << 18)
-#define REGION_SLOTS 8192u
-#define REGION_BLOCKS 8192u
+#define REGIONS 88u
+#define REGION_CODE (1u << 19)
+#define REGION_ARENA (1u << 19)
+#define REGION_SLOTS 4096u
+#define REGION_BLOCKS 4096u
 struct region {
     uint64_t code_used;   // offset in the cache where its next block goes
     uint64_t arena_used;  // offset in the arena

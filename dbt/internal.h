@@ -113,6 +113,7 @@ struct translation {
     struct ginsn insn[MAX_INSNS];
     unsigned count;
     unsigned side_exits;
+    struct exit exit[MAX_EXITS];
     struct range range[MAX_RANGES];
     struct span indirect[MAX_SPANS];
     struct ginsn peek;

@@ -317,11 +317,12 @@ void mem_cold(struct translation *t)
             continue;
         }
         if (c->kind == COLD_EXIT) {
-            c->exit->cold = (uint32_t)asm_here(a);
-            if (c->exit->kind == EXIT_FAR)
-                *(uint64_t *)(uint64_t)c->exit->site = c->exit->cold;
-            a_mov_imm(a, T0, (uint64_t)c->exit);
-            a_jmp_to(a, c->exit->at_out == OUT_PARKED ? t->d->stub_chain : t->d->stub_chain_host);
+            struct exit *e = &t->b->exits[c->exit - t->exit];
+            e->cold = (uint32_t)asm_here(a);
+            if (e->kind == EXIT_FAR)
+                *(uint64_t *)(uint64_t)e->site = e->cold;
+            a_mov_imm(a, T0, (uint64_t)e);
+            a_jmp_to(a, e->at_out == OUT_PARKED ? t->d->stub_chain : t->d->stub_chain_host);
             continue;
         }
         if (c->kind == COLD_CONSTANT) { // what the check of a computed address leaves in T0 and T1

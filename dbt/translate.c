@@ -154,6 +154,12 @@ static void count_executed(struct translation *t)
     a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
 }
 
+static void *keep(struct dbt *d, const void *data, size_t n) // in the arena; null: it is full
+{
+    void *p = arena_alloc(d, n);
+    return p ? memcpy(p, data, n) : NULL;
+}
+
 static int emit_block(struct translation *t)
 {
     struct dbt *d = t->d;
@@ -166,9 +172,7 @@ static int emit_block(struct translation *t)
     t->committed = t->ended = false;
     t->rsp_pending = 0;
     t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
-    b->exits = arena_alloc(d, sizeof *b->exits * (t->side_exits + 2));
-    if (!b->exits)
-        return -1;
+    b->exits = t->exit;
     uint8_t *start = t->a.p;
     b->code = (uint32_t)asm_here(&t->a);
     if (t->key & KEY_NOMERGE)
@@ -200,6 +204,9 @@ static int emit_block(struct translation *t)
         struct ginsn *last = &t->insn[t->count - 1];
         emit_exit_to(t, last->rip + last->z.length);
     }
+    b->exits = keep(d, t->exit, sizeof *b->exits * b->exit_count);
+    if (!b->exits)
+        return -1;
     mem_cold(t);
     b->code_parked = b->code;
     if (t->insn[0].live) {
@@ -211,20 +218,11 @@ static int emit_block(struct translation *t)
         return -1;
     b->code_len = (uint32_t)(t->a.p - start);
     b->map_count = b->insn_count = (uint16_t)t->count;
-    b->map = arena_alloc(d, sizeof b->map[0] * t->count);
-    if (!b->map)
+    b->map = keep(d, t->map, sizeof b->map[0] * t->count);
+    b->range = keep(d, t->range, sizeof b->range[0] * b->range_count);
+    b->indirect = keep(d, t->indirect, sizeof b->indirect[0] * b->indirect_count);
+    if (!b->map || !b->range || !b->indirect)
         return -1;
-    memcpy(b->map, t->map, sizeof b->map[0] * t->count);
-    struct range *range = arena_alloc(d, sizeof *range * b->range_count);
-    if (!range)
-        return -1;
-    memcpy(range, b->range, sizeof *range * b->range_count);
-    b->range = range;
-    struct span *indirect = arena_alloc(d, sizeof *indirect * b->indirect_count);
-    if (!indirect)
-        return -1;
-    memcpy(indirect, b->indirect, sizeof *indirect * b->indirect_count);
-    b->indirect = indirect;
     cache_code_used(d, b->code_len);
     return 0;
 }
