@@ -93,6 +93,19 @@ static void copy_words(void *to, const void *from, size_t n)
         memcpy(t, f, 8);
 }
 
+// Where Zydis' structures are cut: the array of prefixes is the most of one, and all but the front of an operand is for
+// memory. A look-up is mostly waiting for memory, so what is seldom there is left out.
+#define Z_FRONT     120u // multiples of 8
+#define Z_BACK      232u
+#define OP_REGISTER 48u
+#define FORM_PREFIXES 6
+_Static_assert(offsetof(ZydisDecodedInstruction, raw.prefixes) <= Z_FRONT && offsetof(ZydisDecodedInstruction, raw.encoding2) >= Z_BACK &&
+               sizeof(ZydisDecodedInstruction) % 8 == 0, "an instruction's front and back");
+_Static_assert(offsetof(ZydisDecodedOperand, reg.value) + sizeof(ZydisRegister) <= OP_REGISTER && sizeof(ZydisDecodedOperand) % 8 == 0,
+               "the front of an operand");
+_Static_assert(Z_FRONT + sizeof(ZydisDecodedInstruction) - Z_BACK + FORM_OPERANDS * sizeof(ZydisDecodedOperand) + FORM_PREFIXES * 8 <=
+               sizeof(((struct decoded *)0)->word), "room in a form");
+
 static uint64_t number(const uint8_t *p, unsigned bits, bool is_signed)
 {
     switch (bits) {
@@ -122,8 +135,15 @@ static struct decoded *form_at(struct translation *t, struct head h)
 
 static bool decode_from(struct translation *t, const struct decoded *f, struct ginsn *g)
 {
-    copy_words(&g->z, &f->z, sizeof g->z);
-    copy_words(g->op, f->op, sizeof g->op[0] * f->z.operand_count);
+    const uint64_t *from = f->word;
+    copy_words(&g->z, from, Z_FRONT);
+    from += Z_FRONT / 8;
+    copy_words((char *)&g->z + Z_BACK, from, sizeof g->z - Z_BACK);
+    from += (sizeof g->z - Z_BACK) / 8;
+    for (unsigned i = 0; i < g->z.operand_count; from += f->op[i++])
+        copy_words(&g->op[i], from, 8u * f->op[i]);
+    if (g->z.raw.prefix_count)
+        memcpy(g->z.raw.prefixes, from, sizeof g->z.raw.prefixes[0] * g->z.raw.prefix_count);
     if (g->z.raw.disp.size) {
         int64_t disp = (int64_t)number(g->bytes + g->z.raw.disp.offset, g->z.raw.disp.size, true);
         g->z.raw.disp.value = disp;
@@ -149,7 +169,7 @@ static struct decoded *form_keep(struct translation *t, struct head head, const 
     const ZydisDecodedInstruction *z = &g->z;
     int memory = -1, immediate = -1;
     if (z->raw.imm[1].size || z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
-        head_bytes(head) + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS)
+        head_bytes(head) + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS || z->raw.prefix_count > FORM_PREFIXES)
         return NULL;
     for (unsigned i = 0; i < z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
@@ -174,8 +194,17 @@ static struct decoded *form_keep(struct translation *t, struct head head, const 
     f->head = head;
     f->memory = (int8_t)memory;
     f->immediate = (int8_t)immediate;
-    copy_words(&f->z, z, sizeof *z);
-    copy_words(f->op, g->op, sizeof g->op[0] * z->operand_count);
+    f->length = z->length;
+    uint64_t *to = f->word;
+    copy_words(to, z, Z_FRONT);
+    to += Z_FRONT / 8;
+    copy_words(to, (const char *)z + Z_BACK, sizeof *z - Z_BACK);
+    to += (sizeof *z - Z_BACK) / 8;
+    for (unsigned i = 0; i < z->operand_count; to += f->op[i++]) {
+        f->op[i] = g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER ? OP_REGISTER / 8 : sizeof g->op[i] / 8;
+        copy_words(to, &g->op[i], 8u * f->op[i]);
+    }
+    memcpy(to, z->raw.prefixes, sizeof z->raw.prefixes[0] * z->raw.prefix_count);
     return f;
 }
 
@@ -228,7 +257,7 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
     g->rip = rip;
     if (make_head(t, g->bytes, len, &head)) {
         f = form_at(t, head);
-        if (f->head.low == head.low && f->head.high == head.high && f->z.length <= len) {
+        if (f->head.low == head.low && f->head.high == head.high && f->length <= len) {
             if (decode_from(t, f, g)) {
                 mem_find_operand(g);
                 return true;

@@ -84,9 +84,10 @@ struct decoded { // what was decoded for a head (decode.c)
     _Alignas(64) struct head head;
     uint32_t key; // of cls and sens
     uint8_t cls, sens;
-    int8_t memory, immediate; // operands that hold the numbers, -1: none
-    ZydisDecodedInstruction z;
-    ZydisDecodedOperand op[FORM_OPERANDS];
+    int8_t memory, immediate;  // operands that hold the numbers, -1: none
+    uint8_t op[FORM_OPERANDS]; // words of each operand
+    uint8_t length;            // of the instruction
+    uint64_t word[76];         // the instruction without prefixes, its operands, its prefixes
 };
 
 struct merge_group { // accesses off one register that one check covers (merge.c)

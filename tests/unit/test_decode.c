@@ -54,7 +54,9 @@ static void compare(struct bench *b, const uint8_t *p, unsigned len)
         return;
     }
     classify(&b->t, h);
-    if (memcmp(&g->z, &h->z, sizeof g->z))
+    size_t prefixes = offsetof(ZydisDecodedInstruction, raw.prefixes), behind = offsetof(ZydisDecodedInstruction, raw.encoding2);
+    if (memcmp(&g->z, &h->z, prefixes) || memcmp((char *)&g->z + behind, (char *)&h->z + behind, sizeof g->z - behind) ||
+        memcmp(g->z.raw.prefixes, h->z.raw.prefixes, sizeof g->z.raw.prefixes[0] * g->z.raw.prefix_count))
         fail_at("instruction", p, len);
     for (unsigned i = 0; i < h->z.operand_count; i++)
         if (!same_operand(&g->op[i], &h->op[i]))
