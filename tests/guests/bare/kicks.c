@@ -4,10 +4,10 @@
 
 #define INTERRUPTS 1000 // during each kind of work
 #define SEEDS      3
-#define WAITING    3 // the last kinds of work wait for interrupts
+#define WAITING    4 // the last kinds of work wait for interrupts
 
-#define WORKS(X) X(flags) X(recursion) X(indirect) X(loops) X(strings) X(crossing) X(branches) X(pages) X(vectors) X(x87) \
-    X(sensitive) X(windows) X(doors) X(gates)
+#define WORKS(X) X(flags) X(recursion) X(indirect) X(loops) X(strings) X(crossing) X(branches) X(pages) X(returns) X(vectors) \
+    X(x87) X(sensitive) X(windows) X(doors) X(gates) X(waits)
 #define DECLARE(name) unsigned long work_##name(unsigned long seed);
 #define ROW(name) {#name, work_##name},
 WORKS(DECLARE)

@@ -340,6 +340,26 @@ work_pages_negative:
     jmp 2b
     .text
 
+// RETs that no CALL has predicted, with flags that live across them.
+    work returns
+    mov $1500, %ecx
+    xor %edx, %edx
+1:  step_random
+    cmp %edx, %eax
+    push $2f
+    ret
+2:  adc %eax, %edx
+    push $3f
+    js 4f
+    ret
+3:  rcl $1, %edx
+    dec %ecx
+    jnz 1b
+    mov %edx, %eax
+    done
+4:  setc %bl
+    ret
+
 // A long chain in the vector registers alone.
     work vectors
     fill 8192
@@ -605,6 +625,52 @@ work_windows_far:
     shadowed mov %eax, area + 4094
     add area + 4093, %eax
     dec %ecx
+    jnz 1b
+    done
+
+// One interrupt is on its way; what is interrupted comes once, and then nothing that leaves translated code by itself: if the
+// interrupt is lost, this waits for ever.
+    .macro wait_random // up to some 200 us
+    step_random
+    mov %eax, %ecx
+    shr $14, %ecx
+8:  dec %ecx
+    jns 8b
+    .endm
+
+    .macro wait_tick // that comes after the value in ebp
+8:  cmp %ebp, ticks
+    je 8b
+    .endm
+
+    work waits
+    mov $3, %edi
+1:  mov ticks, %ebp
+    cli
+    wait_random
+    sti
+    nop
+    wait_tick
+    mov ticks, %ebp
+    pushf
+    cli
+    wait_random
+    popf
+    wait_tick
+    mov $area + 4094, %SI
+    .rept 4
+    mov ticks, %ebp
+    wait_random
+    mov (%SI), %edx // in two pages: read by C in the middle of a block
+    wait_tick
+    mov ticks, %ebp
+    wait_random
+    mov %cr3, %DX
+    mov %DX, %cr3
+    mov (%SP), %edx // in no TLB
+    wait_tick
+    .endr
+    dec %edi
     jnz 1b
     done
 
