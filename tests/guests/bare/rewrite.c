@@ -66,6 +66,23 @@ static void behind_branches(void)
     }
 }
 
+// Stores that begin before a block and end in it, and that begin in it and end behind it.
+static void over_the_ends(void)
+{
+    uint8_t *start = page + 1536;
+    CODE(start, "\xb8\0\0\0\0\xc3");
+    for (uint32_t i = 0; i < 1000; i++) {
+        call(start, 0, page);
+        word(start - 2, 0xb89090 | i << 24); // two bytes of nothing, MOV, the immediate's first byte
+        if (call(start, 0, page) != (i & 0xff))
+            end("a store that begins before code");
+        word(start + 4, (i & 0x7f) | 0xc300); // the immediate's last byte, RET, two bytes of nothing
+        if (call(start, 0, page) != ((i & 0xff) | (i & 0x7f) << 24))
+            end("a store that ends behind code");
+        start[4] = 0;
+    }
+}
+
 // A jump to the next page, whose block the store changes first; both pages' code runs before, linked.
 static void next_page(void)
 {
@@ -142,6 +159,7 @@ void payload(void)
     for (unsigned round = 0; round < 3; round++) {
         ahead();
         behind_branches();
+        over_the_ends();
         next_page();
         in_two_pages();
         by_device();

@@ -209,6 +209,11 @@ def changes(t):
                f'{target}: add edx, 1\n dec ecx\n jz .end\n mov byte [A({target}) + 1], 0xd2\n jmp .go\n.no: add edx, 0x100',
                regs={'ax': 2, 'bx': 1, 'di': 5}, out={'cx': 0, 'dx': 2, 'si': 0, 'di': 5 if way.startswith('jmp') else 7},
                fmask=0x3f7700)
+    for carry in ('stc', 'clc'):
+        t.case(f'what a call returns to comes to read a flag: {carry}', FLAT,
+               'xor edx, edx\n call .f\n.x: add edx, 1\n jmp .end\n'
+               f'.f: mov byte [A(.x) + 1], 0xd2\n mov esi, [M]\n {carry}\n ret',
+               out={'dx': 2 if carry == 'stc' else 1, 'si': 0}, fmask=0x3f7700)
     t.case('the target of a branch becomes another', FLAT,
            'mov ecx, 2\n xor edx, edx\n jmp .go\n.go: test ecx, ecx\n.x: jnz .a\n ud2\n.a: add edx, 1\n jmp .next\n.b: add edx, 0x10\n'
            '.next: dec ecx\n jz .end\n mov byte [A(.x) + 1], .b - .x - 2\n jmp .go',
