@@ -1,5 +1,5 @@
-// Breakpoints at the boundaries of guest instructions (dbt/plant.c): every way out of a block passes one, at each the guest's
-// state is known, and taking them away leaves the code as it was. Nothing translated is run.
+// Breakpoints at the boundaries of guest instructions (dbt/plant.c): every way out of a block passes one, at
+// each the guest's state is known, and taking them away leaves the code as it was. Nothing translated is run.
 #include "tests/fuzz/core.h"
 #include "tests/fuzz/fuzz.h"
 #include <setjmp.h>
@@ -13,7 +13,10 @@
 
 static struct core *core; // there can be one in a process
 
-static void put64(uint64_t gpa, uint64_t value) { memcpy(core->mem.ram + gpa, &value, 8); }
+static void put64(uint64_t gpa, uint64_t value)
+{
+    memcpy(core->mem.ram + gpa, &value, 8);
+}
 
 static void set_mode(bool long_mode)
 {
@@ -31,7 +34,10 @@ static void set_mode(bool long_mode)
     s->efer = long_mode ? EFER_LME | EFER_LMA : 0;
     s->cpl = 0;
     for (unsigned i = 0; i < SEG_COUNT; i++)
-        s->seg[i] = (struct segment){.limit = 0xffffffff, .attr = attr | (i == SEG_CS ? SEG_TYPE_CODE | (long_mode ? SEG_L : 0) : 0), .sel = 8};
+        s->seg[i] =
+            (struct segment){.limit = 0xffffffff,
+                             .attr = attr | (i == SEG_CS ? SEG_TYPE_CODE | (long_mode ? SEG_L : 0) : 0),
+                             .sel = 8};
     v->mode_gen++;
     mmu_flush_all(v, true);
 }
@@ -46,7 +52,10 @@ static struct block *make(const char *code, unsigned size, unsigned at)
     return translate(d, d->key);
 }
 
-static bool planted(const struct dbt *d, uint32_t at) { return plant_is_at(d, at); }
+static bool planted(const struct dbt *d, uint32_t at)
+{
+    return plant_is_at(d, at);
+}
 
 static bool in_span(const struct block *b, uint32_t offset)
 {
@@ -61,8 +70,8 @@ static bool inside(const struct block *b, uint64_t target)
     return target >= b->code && target < (uint64_t)b->code + b->code_len;
 }
 
-// Decodes the block as it is without breakpoints. What goes out of it must be a boundary itself, lie behind one in an indirect
-// exit, or go to a stub.
+// Decodes the block as it is without breakpoints. What goes out of it must be a boundary itself, lie behind
+// one in an indirect exit, or go to a stub.
 static void ways_out_pass_a_boundary(const struct dbt *d, const struct block *b, const uint8_t *copy)
 {
     ZydisDecoder decoder;
@@ -73,8 +82,9 @@ static void ways_out_pass_a_boundary(const struct dbt *d, const struct block *b,
         assert_true(ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, copy + off, b->code_len - off, &z, op)));
         uint32_t here = off;
         off += z.length;
-        bool branch = z.meta.category == ZYDIS_CATEGORY_COND_BR || z.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
-                      z.meta.category == ZYDIS_CATEGORY_CALL || z.meta.category == ZYDIS_CATEGORY_RET;
+        bool branch = z.meta.category == ZYDIS_CATEGORY_COND_BR ||
+                      z.meta.category == ZYDIS_CATEGORY_UNCOND_BR || z.meta.category == ZYDIS_CATEGORY_CALL ||
+                      z.meta.category == ZYDIS_CATEGORY_RET;
         if (!branch || planted(d, b->code + here) || in_span(b, here))
             continue;
         assert_int_equal(op[0].type, ZYDIS_OPERAND_TYPE_IMMEDIATE); // no indirect one
@@ -97,7 +107,8 @@ static void check(const char *code, unsigned size, unsigned at, unsigned indirec
         uint64_t rip = 1;
         bool parked;
         assert_int_equal(d->rw[d->planted[i].at - d->rx], 0xcc);
-        assert_true(plant_boundary(b, d->planted[i].at, CODE_GPA, &rip, &parked)); // else its trap would come for ever
+        assert_true(plant_boundary(b, d->planted[i].at, CODE_GPA, &rip,
+                                   &parked)); // else its trap would come for ever
         assert_true(rip >= CODE_GPA && rip < CODE_GPA + 3 * PAGE_SIZE);
     }
     ways_out_pass_a_boundary(d, b, copy);
@@ -128,26 +139,27 @@ static void every_way_out_of_a_block_passes_a_boundary(void **state)
     for (unsigned long_mode = 0; long_mode < 2; long_mode++) {
         unsigned at = long_mode ? 0x800 : 0;
         set_mode(long_mode);
-        CHECK("\x01\xd8\x89\x07\xeb\x10", at, 0);                                       // add; mov [di]; jmp
-        CHECK("\x39\xd8\x8b\x07\x74\x10\x83\xd2\x01\x72\x20\x89\x07\x73\xf0", at + 0x40, 0); // two side exits, and one back
-        CHECK("\x39\xd8\x8b\x07\xe8\x10\0\0\0", at + 0x80, 1);                          // call
-        CHECK("\x39\xd8\x8b\x07\xe8\0\x10\0\0", at + 0xc0, 1);                          // call of another page
-        CHECK("\x39\xd8\x0f\x82\0\x10\0\0\x8b\x07\xe9\0\x10\0\0", at + 0x100, 0);       // jc, jmp to another page
-        CHECK("\x39\xd8\x8b\x07\xff\xd0", at + 0x140, 2);                               // call ax
-        CHECK("\x39\xd8\xff\x27", at + 0x180, 1);                                       // jmp [di]
-        CHECK("\x39\xd8\x50\x58\xc3", at + 0x1c0, 1);                                   // push, pop, ret
-        CHECK("\x39\xd8\x8b\x07\xe2\x10", at + 0x200, 0);                               // loop
-        CHECK("\x39\xd8\x8b\x07\xe0\xf0", at + 0x240, 0);                               // loopne back
-        CHECK("\x39\xd8\xe3\x10", at + 0x280, 0);                                       // jcxz
-        CHECK("\xfb\x8b\x07\xeb\x10", at + 0x2c0, 0);                                   // sti; mov; jmp
-        CHECK("\xfb\x74\x10\x8b\x07\xeb\x10", at + 0x300, 0);                           // sti; jz; mov; jmp
-        CHECK("\xfb\x74\xf0", at + 0x340, 0);                                           // sti; jz back
-        CHECK("\xfb\x0f\x84\0\x10\0\0\xeb\x10", at + 0x380, 0);                         // sti; jz to another page
-        CHECK("\xfb\xe2\x10", at + 0x3c0, 0);                                           // sti; loop
-        CHECK("\xfb\xc3", at + 0x400, 1);                                               // sti; ret
-        CHECK("\xfb\xe8\x10\0\0\0", at + 0x440, 1);                                     // sti; call
-        CHECK("\xfa\x0f\x31\x89\x07\x0f\xa2", at + 0x480, 0);                           // cli; rdtsc; mov; cpuid
-        CHECK("\x89\x07\xf3\xa4", at + 0x4c0, 0);                                       // mov; rep movsb
+        CHECK("\x01\xd8\x89\x07\xeb\x10", at, 0); // add; mov [di]; jmp
+        CHECK("\x39\xd8\x8b\x07\x74\x10\x83\xd2\x01\x72\x20\x89\x07\x73\xf0", at + 0x40,
+              0);                                              // two side exits, and one back
+        CHECK("\x39\xd8\x8b\x07\xe8\x10\0\0\0", at + 0x80, 1); // call
+        CHECK("\x39\xd8\x8b\x07\xe8\0\x10\0\0", at + 0xc0, 1); // call of another page
+        CHECK("\x39\xd8\x0f\x82\0\x10\0\0\x8b\x07\xe9\0\x10\0\0", at + 0x100, 0); // jc, jmp to another page
+        CHECK("\x39\xd8\x8b\x07\xff\xd0", at + 0x140, 2);                         // call ax
+        CHECK("\x39\xd8\xff\x27", at + 0x180, 1);                                 // jmp [di]
+        CHECK("\x39\xd8\x50\x58\xc3", at + 0x1c0, 1);                             // push, pop, ret
+        CHECK("\x39\xd8\x8b\x07\xe2\x10", at + 0x200, 0);                         // loop
+        CHECK("\x39\xd8\x8b\x07\xe0\xf0", at + 0x240, 0);                         // loopne back
+        CHECK("\x39\xd8\xe3\x10", at + 0x280, 0);                                 // jcxz
+        CHECK("\xfb\x8b\x07\xeb\x10", at + 0x2c0, 0);                             // sti; mov; jmp
+        CHECK("\xfb\x74\x10\x8b\x07\xeb\x10", at + 0x300, 0);                     // sti; jz; mov; jmp
+        CHECK("\xfb\x74\xf0", at + 0x340, 0);                                     // sti; jz back
+        CHECK("\xfb\x0f\x84\0\x10\0\0\xeb\x10", at + 0x380, 0);                   // sti; jz to another page
+        CHECK("\xfb\xe2\x10", at + 0x3c0, 0);                                     // sti; loop
+        CHECK("\xfb\xc3", at + 0x400, 1);                                         // sti; ret
+        CHECK("\xfb\xe8\x10\0\0\0", at + 0x440, 1);                               // sti; call
+        CHECK("\xfa\x0f\x31\x89\x07\x0f\xa2", at + 0x480, 0);                     // cli; rdtsc; mov; cpuid
+        CHECK("\x89\x07\xf3\xa4", at + 0x4c0, 0);                                 // mov; rep movsb
     }
 }
 
@@ -158,9 +170,14 @@ static void nothing_comes_between_sti_and_the_next_instruction(void **state)
     uint64_t rip;
     bool parked;
     set_mode(true);
-    static const struct { char bytes[8]; } next[] = {
-        {"\x8b\x07\xeb\x10"}, {"\x74\x10\x8b\x07\xeb\x10"}, {"\x74\xf0"}, {"\x0f\x84\0\x10\0\0"}, {"\xe2\x10"}, {"\xeb\x10"},
-        {"\xe8\x10\0\0\0"}, {"\xc3"}, {"\xff\xd0"}, {"\x50\xeb\x10"},
+    static const struct {
+        char bytes[8];
+    } next[] = {
+        {"\x8b\x07\xeb\x10"}, {"\x74\x10\x8b\x07\xeb\x10"},
+        {"\x74\xf0"},         {"\x0f\x84\0\x10\0\0"},
+        {"\xe2\x10"},         {"\xeb\x10"},
+        {"\xe8\x10\0\0\0"},   {"\xc3"},
+        {"\xff\xd0"},         {"\x50\xeb\x10"},
     };
     for (unsigned i = 0; i < sizeof next / sizeof next[0]; i++) {
         char code[16] = {(char)0xfb};
