@@ -267,6 +267,7 @@ static void evict(struct dbt *d, unsigned region)
     }
     region_reset(d, region);
     uint64_t cycles = __builtin_ia32_rdtsc() - begin;
+    d->n.eviction_cycles += cycles;
     if (cycles > d->n.eviction_cycles_max)
         d->n.eviction_cycles_max = cycles;
 }

@@ -140,6 +140,7 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
         {"steps", n->steps}, {"services", n->services}, {"segment_checks", n->segment_checks}, {"host_faults", n->faults},
         {"gathers", n->gathers}, {"guest_instructions_executed", n->executed},
         {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_evictions", n->evictions},
+        {"time_evictions", (uint64_t)((unsigned __int128)n->eviction_cycles * v->model->ns_per_tsc_q32 >> 32)},
         {"time_eviction_max", (uint64_t)((unsigned __int128)n->eviction_cycles_max * v->model->ns_per_tsc_q32 >> 32)},
         {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
     };

@@ -1,6 +1,6 @@
-// The cache's regions in turn: filled a little with blocks that lead to each other across regions and pages, then left for the
-// next, which loses what it held. After each step nothing may lead to what is gone, and all that is left must be found.
-// Nothing translated is run.
+// The cache's regions in turn: filled a little with blocks that lead to each other across regions and pages,
+// then left for the next, which loses what it held. After each step nothing may lead to what is gone, and all
+// that is left must be found. Nothing translated is run.
 #include "tests/fuzz/core.h"
 #include "tests/fuzz/fuzz.h"
 #include <setjmp.h>
@@ -12,7 +12,7 @@
 #define PD_GPA   0x3000u
 #define AREA     0x200000u // the first pages of code; others, mapped global, 2 MiB further on
 #define PAGES    96u
-#define SIZE     64u       // of the code for a block
+#define SIZE     64u // of the code for a block
 #define PER_PAGE (PAGE_SIZE / SIZE)
 #define STEPS    (2 * REGIONS + 8)
 #define TRIES    160u
@@ -44,7 +44,10 @@ static uint64_t any_place(void)
     return at;
 }
 
-static void put64(uint64_t gpa, uint64_t value) { memcpy(core->mem.ram + gpa, &value, 8); }
+static void put64(uint64_t gpa, uint64_t value)
+{
+    memcpy(core->mem.ram + gpa, &value, 8);
+}
 
 static unsigned put_branch(uint8_t *code, unsigned at, unsigned opcode, uint64_t from, uint64_t to)
 {
@@ -59,7 +62,8 @@ static unsigned put_branch(uint8_t *code, unsigned at, unsigned opcode, uint64_t
 // ADD, a store, a branch ahead in the page or to another, and a way out of one of four kinds.
 static void put_code(uint64_t at)
 {
-    uint8_t code[SIZE] = {0x05, (uint8_t)any(256), 1, 2, 3, 0x89, 0x07, 0xa8, 0x01}; // add eax, n; mov [rdi], eax; test al, 1
+    uint8_t code[SIZE] = {0x05, (uint8_t)any(256), 1, 2, 3, 0x89, 0x07, 0xa8,
+                          0x01}; // add eax, n; mov [rdi], eax; test al, 1
     uint64_t page_end = (at | (PAGE_SIZE - 1)) + 1;
     unsigned n = 9;
     n = put_branch(code, n, 0x0f84, at, any(4) && at + SIZE < page_end ? at + SIZE : any_place());
@@ -93,7 +97,8 @@ static void set_mode(void)
     s->efer = EFER_LME | EFER_LMA;
     s->cpl = 0;
     for (unsigned i = 0; i < SEG_COUNT; i++)
-        s->seg[i] = (struct segment){.limit = 0xffffffff, .attr = attr | (i == SEG_CS ? SEG_TYPE_CODE | SEG_L : 0), .sel = 8};
+        s->seg[i] = (struct segment){
+            .limit = 0xffffffff, .attr = attr | (i == SEG_CS ? SEG_TYPE_CODE | SEG_L : 0), .sel = 8};
     v->mode_gen++;
     mmu_flush_all(v, true);
 }
@@ -172,7 +177,8 @@ static void check_tables(struct dbt *d)
                 continue;
             struct block *b = cache_block_at(d, d->contexts[c].code[i]);
             assert_non_null(b);
-            assert_true(!b->dead && b->rip == rip && b->key == d->contexts[c].key && b->code_parked == d->contexts[c].code[i]);
+            assert_true(!b->dead && b->rip == rip && b->key == d->contexts[c].key &&
+                        b->code_parked == d->contexts[c].code[i]);
         }
 }
 

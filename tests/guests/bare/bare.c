@@ -20,10 +20,15 @@ _Noreturn void exception(void);
 volatile unsigned long ticks;
 volatile uint32_t guarded[2];
 
-static struct { uint32_t word[sizeof(long) / 2]; } idt[256];
+static struct {
+    uint32_t word[sizeof(long) / 2];
+} idt[256];
 static uint32_t apic_per_ms, from_apic, span_apic, random = 1;
 
-static volatile uint32_t *lapic(unsigned reg) { return (volatile uint32_t *)(uintptr_t)(LAPIC + reg); }
+static volatile uint32_t *lapic(unsigned reg)
+{
+    return (volatile uint32_t *)(uintptr_t)(LAPIC + reg);
+}
 
 void put(const char *s)
 {
@@ -71,7 +76,10 @@ void *memcpy(void *to, const void *from, unsigned long n)
     return to;
 }
 
-_Noreturn void exception(void) { end("an exception"); }
+_Noreturn void exception(void)
+{
+    end("an exception");
+}
 
 // The timer's interrupt. What it may not interrupt, it tells.
 void tick(const struct frame *f)
@@ -122,7 +130,10 @@ static uint32_t calibrate(void)
 
 void timer_start(unsigned from_us, unsigned to_us)
 {
-    struct __attribute__((packed)) { uint16_t limit; uintptr_t base; } idtr = {sizeof idt - 1, (uintptr_t)idt};
+    struct __attribute__((packed)) {
+        uint16_t limit;
+        uintptr_t base;
+    } idtr = {sizeof idt - 1, (uintptr_t)idt};
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
     for (unsigned vector = 0; vector < 32; vector++)
@@ -130,10 +141,10 @@ void timer_start(unsigned from_us, unsigned to_us)
     gate(0x40, on_timer);
     gate(0xff, on_spurious);
     __asm__ volatile("lidt %0" : : "m"(idtr));
-    *lapic(0xf0) = 0x1ff; // enabled, spurious vector
-    *lapic(0x3e0) = 0xb;  // divide by 1
+    *lapic(0xf0) = 0x1ff;    // enabled, spurious vector
+    *lapic(0x3e0) = 0xb;     // divide by 1
     *lapic(0x320) = 0x10040; // masked
-    calibrate(); // warms up
+    calibrate();             // warms up
     apic_per_ms = calibrate() / 10;
     from_apic = apic_per_ms * from_us / 1000;
     span_apic = apic_per_ms * (to_us - from_us) / 1000 + 1;

@@ -1,5 +1,5 @@
-// What guests without a kernel share: output on COM1, the end through the debug-exit port, and a timer that interrupts at
-// intervals that vary. start.S makes the machine; the guest has payload().
+// What guests without a kernel share: output on COM1, the end through the debug-exit port, and a timer that
+// interrupts at intervals that vary. start.S makes the machine; the guest has payload().
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -20,10 +20,22 @@ extern volatile unsigned long ticks; // interrupts until now
 // Two counts that differ only while interrupts are off: the handler looks at them.
 extern volatile uint32_t guarded[2];
 
-static inline void outb(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
-static inline void outl(uint16_t port, uint32_t value) { __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port) : "memory"); }
-static inline void irq_off(void) { __asm__ volatile("cli" : : : "memory"); }
-static inline void irq_on(void) { __asm__ volatile("sti" : : : "memory"); }
+static inline void outb(uint16_t port, uint8_t value)
+{
+    __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+}
+static inline void outl(uint16_t port, uint32_t value)
+{
+    __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port) : "memory");
+}
+static inline void irq_off(void)
+{
+    __asm__ volatile("cli" : : : "memory");
+}
+static inline void irq_on(void)
+{
+    __asm__ volatile("sti" : : : "memory");
+}
 
 static inline uint8_t inb(uint16_t port)
 {

@@ -1,23 +1,26 @@
-// More code than the translation cache holds: random functions that call and jump to each other within pages and across
-// them, directly and through a table, are written, run, and written anew, until the cache has gone round more than twice. Every
-// result is compared with what an interpreter of the functions' recipes makes of it. Some functions are never rewritten:
-// they lead from the oldest code to the newest and back. The timer interrupts all the while.
+// More code than the translation cache holds: random functions that call and jump to each other within pages
+// and across them, directly and through a table, are written, run, and written anew, until the cache has gone
+// round more than twice. Every result is compared with what an interpreter of the functions' recipes makes of
+// it. Some functions are never rewritten: they lead from the oldest code to the newest and back. The timer
+// interrupts all the while.
 #include "bare.h"
 
-#define PAGES     1664u
-#define PER_PAGE  32u  // functions
-#define SIZE      128u // bytes of a function
-#define COUNT     (PAGES * PER_PAGE)
-#define KEPT      (64u * PER_PAGE) // the first functions are kept
-#define STEPS     9u
-#define ROUNDS    3u
-#define SLOTS     64u
+#define PAGES    1664u
+#define PER_PAGE 32u  // functions
+#define SIZE     128u // bytes of a function
+#define COUNT    (PAGES * PER_PAGE)
+#define KEPT     (64u * PER_PAGE) // the first functions are kept
+#define STEPS    9u
+#define ROUNDS   3u
+#define SLOTS    64u
 
 enum op { ADD, XOR, ROL, SKIP /* the next step if a bit is clear */, STORE, LOAD, OPS };
 enum tail { RETURN, JUMP, CALL, CALL_TABLE, JUMP_TABLE, TAILS };
 
 struct recipe {
-    struct { uint32_t op : 4, number : 28; } step[STEPS];
+    struct {
+        uint32_t op : 4, number : 28;
+    } step[STEPS];
     uint32_t tail, next;
 };
 
@@ -28,7 +31,10 @@ static uint32_t slots[SLOTS], model_slots[SLOTS];
 static uint8_t draft[SIZE + 16];
 static uint32_t random = 12345;
 
-static void byte(uint8_t **p, unsigned value) { *(*p)++ = (uint8_t)value; }
+static void byte(uint8_t **p, unsigned value)
+{
+    *(*p)++ = (uint8_t)value;
+}
 
 static void bytes(uint8_t **p, const char *s, unsigned n)
 {
@@ -132,7 +138,8 @@ static void invent(unsigned f)
             r->step[i].op = ADD;
     }
     // On to a function a little or far ahead, so that every chain has an end.
-    uint32_t ahead = f < KEPT ? KEPT + mix(&random) % (COUNT - KEPT) : f + 1 + (mix(&random) & 1 ? mix(&random) % 8 : mix(&random) % 40000);
+    uint32_t ahead = f < KEPT ? KEPT + mix(&random) % (COUNT - KEPT)
+                              : f + 1 + (mix(&random) & 1 ? mix(&random) % 8 : mix(&random) % 40000);
     r->next = ahead;
     r->tail = ahead < COUNT ? 1 + mix(&random) % (TAILS - 1) : RETURN;
 }

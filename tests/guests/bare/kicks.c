@@ -1,17 +1,23 @@
-// Interrupts at every place where an interrupt can come: works.S's work is done with interrupts off, then again and again
-// while the timer interrupts every 50 to 150 microseconds and its handler spoils all registers. Every result must be the same.
+// Interrupts at every place where an interrupt can come: works.S's work is done with interrupts off, then
+// again and again while the timer interrupts every 50 to 150 microseconds and its handler spoils all
+// registers. Every result must be the same.
 #include "bare.h"
 
 #define INTERRUPTS 1000 // during each kind of work
 #define SEEDS      3
-#define WAITING    2 // the last kinds of work wait for interrupts
+#define WAITING    4 // the last kinds of work wait for interrupts
 
-#define WORKS(X) X(flags) X(recursion) X(indirect) X(loops) X(strings) X(crossing) X(branches) X(vectors) X(x87) X(sensitive) \
-    X(windows) X(doors)
+#define WORKS(X)                                                                                             \
+    X(flags)                                                                                                 \
+    X(recursion) X(indirect) X(loops) X(strings) X(crossing) X(branches) X(pages) X(returns) X(vectors)      \
+        X(x87) X(sensitive) X(windows) X(doors) X(gates) X(waits)
 #define DECLARE(name) unsigned long work_##name(unsigned long seed);
-#define ROW(name) {#name, work_##name},
+#define ROW(name)     {#name, work_##name},
 WORKS(DECLARE)
-static const struct work { const char *name; unsigned long (*run)(unsigned long seed); } works[] = {WORKS(ROW)};
+static const struct work {
+    const char *name;
+    unsigned long (*run)(unsigned long seed);
+} works[] = {WORKS(ROW)};
 
 #define COUNT (sizeof works / sizeof works[0])
 

@@ -1,17 +1,21 @@
-// Code that changes while it runs, as the processor must see it at once: stores ahead of RIP in the running block, into the
-// next page's block, into an instruction that lies in two pages, and behind a branch that is not taken; code a device writes
-// (fw_cfg's DMA); and data beside code, whose writes must not cost the code. The timer interrupts all the while.
+// Code that changes while it runs, as the processor must see it at once: stores ahead of RIP in the running
+// block, into the next page's block, into an instruction that lies in two pages, and behind a branch that is
+// not taken; code a device writes (fw_cfg's DMA); and data beside code, whose writes must not cost the code.
+// The timer interrupts all the while.
 #include "bare.h"
 
-#define FW_CFG_DMA 0x514
-#define DMA_READ   2u
-#define DMA_SELECT 8u
+#define FW_CFG_DMA    0x514
+#define DMA_READ      2u
+#define DMA_SELECT    8u
 #define KEY_SIGNATURE 0u // "QEMU"
 #define KEY_ID        1u // 3 or so: features, little-endian
 
 static uint8_t page[4 * 4096] __attribute__((aligned(4096)));
 
-static void word(uint8_t *at, uint32_t value) { __builtin_memcpy(at, &value, 4); }
+static void word(uint8_t *at, uint32_t value)
+{
+    __builtin_memcpy(at, &value, 4);
+}
 
 static uint8_t *code(uint8_t *at, const char *bytes, unsigned n)
 {
@@ -66,6 +70,23 @@ static void behind_branches(void)
     }
 }
 
+// Stores that begin before a block and end in it, and that begin in it and end behind it.
+static void over_the_ends(void)
+{
+    uint8_t *start = page + 1536;
+    CODE(start, "\xb8\0\0\0\0\xc3");
+    for (uint32_t i = 0; i < 1000; i++) {
+        call(start, 0, page);
+        word(start - 2, 0xb89090 | i << 24); // two bytes of nothing, MOV, the immediate's first byte
+        if (call(start, 0, page) != (i & 0xff))
+            end("a store that begins before code");
+        word(start + 4, (i & 0x7f) | 0xc300); // the immediate's last byte, RET, two bytes of nothing
+        if (call(start, 0, page) != ((i & 0xff) | (i & 0x7f) << 24))
+            end("a store that ends behind code");
+        start[4] = 0;
+    }
+}
+
 // A jump to the next page, whose block the store changes first; both pages' code runs before, linked.
 static void next_page(void)
 {
@@ -101,7 +122,10 @@ static void in_two_pages(void)
 // A device writes the immediate of mov eax, imm; ret. Then the processor does.
 static void by_device(void)
 {
-    static struct __attribute__((packed)) { uint32_t control, length; uint64_t address; } request __attribute__((aligned(16)));
+    static struct __attribute__((packed)) {
+        uint32_t control, length;
+        uint64_t address;
+    } request __attribute__((aligned(16)));
     uint8_t *start = page + 3 * 4096;
     CODE(start, "\xb8\0\0\0\0\xc3");
     for (uint32_t i = 0; i < 300; i++) {
@@ -142,6 +166,7 @@ void payload(void)
     for (unsigned round = 0; round < 3; round++) {
         ahead();
         behind_branches();
+        over_the_ends();
         next_page();
         in_two_pages();
         by_device();

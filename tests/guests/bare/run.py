@@ -41,7 +41,7 @@ def run(gnomon, guest):
 
 def kicks(once):
     figures = once()
-    yield "interrupts", figures["interrupts"] >= 12000, figures["interrupts"]
+    yield "interrupts", figures["interrupts"] >= 16000, figures["interrupts"]
     # Each way out of translated code: at a boundary at once, and by a breakpoint at the next one.
     yield "kick_traps", 200 <= figures["kick_traps"] < figures["kicks"], figures["kick_traps"]
     # The median: a busy host delays some interrupts by milliseconds, but hardly ever takes the CPU away between a signal
@@ -55,18 +55,23 @@ def evict(once):
     yield "host_bytes_emitted", figures["host_bytes_emitted"] >= 64 << 20, figures["host_bytes_emitted"]
     # Each step to the next of 88 regions counts, and each that held something once more. This is beyond the first time around.
     yield "cache_evictions", figures["cache_evictions"] >= 87 + 2 * 30, figures["cache_evictions"]
-    # A run's longest is the least of up to three runs: a busy host stops anything for longer than this.
-    longest = figures["time_eviction_max"]
-    for _ in range(2):
-        if longest > 5000000:
-            longest = min(longest, once()["time_eviction_max"])
-    yield "time_eviction_max", 0 < longest <= 5000000, longest
+    # On a busy host some evictions of every run wait for the CPU, for as long as others have it: so the mean is held to what
+    # an eviction takes (0.3 ms), and the longest only to what no scheduler does; of up to three runs the best counts.
+    mean, longest = [], []
+    for attempt in range(3):
+        figures = figures if attempt == 0 else once()
+        mean.append(figures["time_evictions"] // ((figures["cache_evictions"] - 87) // 2))
+        longest.append(figures["time_eviction_max"])
+        if mean[-1] <= 2000000 and longest[-1] <= 5000000:
+            break
+    yield "time_evictions, mean", 0 < min(mean) <= 2000000, min(mean)
+    yield "time_eviction_max", 0 < min(longest) <= 100000000, min(longest)
 
 
 def rewrite(once):
     figures = once()
     yield "interrupts", figures["interrupts"] >= 100, figures["interrupts"]
-    # 52,000 blocks are rewritten; of the 600,000 stores beside code none may cost a block.
+    # Some 58,000 blocks are rewritten; of the 600,000 stores beside code none may cost a block.
     yield "blocks_invalidated", 40000 <= figures["blocks_invalidated"] <= 80000, figures["blocks_invalidated"]
 
 

@@ -304,6 +304,62 @@ leaf3: push %AX
     mov %edx, %eax
     done
 
+// Flags that live from page to page, by jumps and by branches.
+    work pages
+    fill 64
+    mov $1500, %ecx
+    mov $area, %SI
+    xor %edx, %edx
+1:  step_random
+    cmp %edx, %eax
+    mov (%SI), %ebx
+    jmp work_pages_there
+work_pages_back:
+    rcl $1, %edx
+    mov %edx, (%SI)
+    seto %bl
+    movzx %bl, %ebx
+    add %ebx, %edx
+    mov 4(%SI), %edi
+    js work_pages_negative
+    adc $5, %edx
+2:  dec %ecx
+    jnz 1b
+    mov %edx, %eax
+    done
+    .section .text.far, "ax"
+    .balign 4096
+work_pages_there:
+    adc %eax, %edx
+    mov %edx, 4(%SI)
+    jmp work_pages_back
+work_pages_negative:
+    adc $9, %edx
+    setp %bl
+    add %bl, %dl
+    jmp 2b
+    .text
+
+// RETs that no CALL has predicted, with flags that live across them.
+    work returns
+    mov $1500, %ecx
+    xor %edx, %edx
+1:  step_random
+    cmp %edx, %eax
+    push $2f
+    ret
+2:  adc %eax, %edx
+    push $3f
+    js 4f
+    ret
+3:  rcl $1, %edx
+    dec %ecx
+    jnz 1b
+    mov %edx, %eax
+    done
+4:  setc %bl
+    ret
+
 // A long chain in the vector registers alone.
     work vectors
     fill 8192
@@ -538,32 +594,83 @@ work_windows_back:
     done
 6:  closed
     shadowed ret
-    .section .text.windows, "ax"
-    .balign 4096
+    .section .text.far, "ax"
 work_windows_far:
     inc %edx
     jmp work_windows_back
     .text
 
-// The same in a loop of little else, so that interrupts come just then.
+// The same in loops of little else, so that interrupts come just then. First with nothing that takes long.
     work doors
-    mov $500, %ecx
-1:  step_random
+    mov $2000, %ecx
+1:  add $0x3c6ef35f, %eax
     cli
     incl guarded
-    test $0x10000, %eax
-    shadowed jz 2f
-    add $5, %eax
-2:  cli
+    shadowed lea 3(%eax, %ecx), %eax
+    cli
     incl guarded
     test $0x20000, %eax
-    shadowed jnz 3f
+    shadowed jnz 2f
     add $7, %eax
-3:  cli
+2:  dec %ecx
+    jnz 1b
+    done
+
+// Then with an instruction behind STI that is begun twice, for its operand lies in two pages.
+    work gates
+    mov $300, %ecx
+1:  step_random
+    cli
     incl guarded
     shadowed mov %eax, area + 4094
     add area + 4093, %eax
     dec %ecx
+    jnz 1b
+    done
+
+// One interrupt is on its way; what is interrupted comes once, and then nothing that leaves translated code by itself: if the
+// interrupt is lost, this waits for ever.
+    .macro wait_random // up to some 200 us
+    step_random
+    mov %eax, %ecx
+    shr $14, %ecx
+8:  dec %ecx
+    jns 8b
+    .endm
+
+    .macro wait_tick // that comes after the value in ebp
+8:  cmp %ebp, ticks
+    je 8b
+    .endm
+
+    work waits
+    mov $3, %edi
+1:  mov ticks, %ebp
+    cli
+    wait_random
+    sti
+    nop
+    wait_tick
+    mov ticks, %ebp
+    pushf
+    cli
+    wait_random
+    popf
+    wait_tick
+    mov $area + 4094, %SI
+    .rept 4
+    mov ticks, %ebp
+    wait_random
+    mov (%SI), %edx // in two pages: read by C in the middle of a block
+    wait_tick
+    mov ticks, %ebp
+    wait_random
+    mov %cr3, %DX
+    mov %DX, %cr3
+    mov (%SP), %edx // in no TLB
+    wait_tick
+    .endr
+    dec %edi
     jnz 1b
     done
 

@@ -1,5 +1,7 @@
 """Conditional branches ahead, behind which a translated block goes on: flags that live on one side only, accesses that a branch
 jumps over, targets in another page, and code that changes on either side (SDM 1 3.4.3, 3A 8.1.3, 4.7)."""
+from itertools import product
+
 from machine import *
 
 FLAT = 'p32 l'
@@ -37,6 +39,9 @@ NEGATED = {'o': 'no', 'c': 'nc', 'z': 'nz', 'be': 'a', 's': 'ns', 'p': 'np', 'l'
 PAIRS = [(5, 5), (5, 6), (6, 5), (0x80000000, 1), (0x7fffffff, 0x80000000), (0x13, 5), (3, 0x80000002), (0x100, 1)]
 
 
+WAYS = ('by CF', 'by ZF', 'back')
+
+
 def conditions():
     for cc, holds in CONDITIONS.items():
         yield cc, holds
@@ -60,6 +65,27 @@ def liveness(t):
                        out={'cx': 0x11, 'dx': 0x1000000f if kept else 0x90000000, **({'si': 0x33} if taken else {})},
                        oflags=lambda m, kept=kept, a=a, b=b: m.flags | 2 | (
                            sub_flags(a, b) if kept else add_flags(0x1000000f, 0x7ffffff1)))
+    # What is between CMP and the branch sets the flags the branch looks at, and no others: only what comes after it needs those
+    # of CMP, which the check of the load would spoil. 'behind' is before the block's first bytes where the branch goes back.
+    for (a, b), taken, live, way in product(PAIRS, (0, 1), ('both sides', 'the side branched to', 'the side behind'), WAYS):
+        at_target = live in ('both sides', 'the side branched to')
+        behind = live in ('both sides', 'the side behind')
+        keep, kill = 'mov edx, [M + 4]', 'mov edx, [M + 4]\n add edx, 0x7ffffff1'
+        kept = at_target if taken else behind
+        if way == 'by CF':
+            change, branch = 'stc' if taken else 'clc', 'jc'
+            flags = sub_flags(a, b) & ~CF | (CF if taken else 0)
+        else:
+            change, branch = 'inc edi', 'jz' if taken else 'jnz'
+            flags = sub_flags(a, b) & CF | add_flags(0xffffffff, 1) & ~CF
+        target = f'.t: {keep if at_target else kill}\n jmp .end\n'
+        code = f'cmp eax, ebx\n mov ecx, [M]\n {change}\n {branch} .t\n {keep if behind else kill}\n jmp .end\n'
+        t.case(f'{a:x} against {b:x}, a branch {"back " if way == "back" else ""}{"taken" if taken else "not taken"} '
+               f'by {"CF" if way == "by CF" else "ZF"}, flags live on {live}', FLAT,
+               f'jmp .go\n{target}.go: {code}' if way == 'back' else code + target,
+               regs={'ax': a, 'bx': b, 'di': 0xffffffff}, poke={'M': 'dd 0x11, 0x1000000f'}, fmask=0x3f7fd7,
+               out={'cx': 0x11, 'dx': 0x1000000f if kept else 0x90000000, **({} if way == 'by CF' else {'di': 0})},
+               oflags=lambda m, flags=flags if kept else add_flags(0x1000000f, 0x7ffffff1): m.flags | 2 | flags)
     # One flag alone, through a chain of more branches than a block goes on behind.
     for n in range(9):
         t.case(f'a ladder left at rung {n}', BOTH,
@@ -173,19 +199,21 @@ def changes(t):
                'test ecx, ecx\n mov byte [A(.x) + 1], 0x55\n mov byte [A(.y) + 1], 0x66\n jnz .y\n.x: mov al, 0x11\n jmp .end\n'
                '.y: mov al, 0x22', regs={'cx': taken},
                out={'ax': lambda v, taken=taken: v & 0xff == (0x66 if taken else 0x55)}, fmask=0x3f7700)
-    # ADD edx, 1 becomes ADC edx, 1: the translation of the CMP before had taken its carry for dead.
-    t.case('the side branched to comes to read a flag', FLAT,
-           'mov ecx, 2\n mov edx, 0\n jmp .go\n.go: cmp eax, ebx\n mov esi, [M]\n jb .t\n ud2\n'
-           '.t: add edx, 1\n dec ecx\n jz .end\n mov byte [A(.t) + 1], 0xd2\n jmp .go',
-           regs={'ax': 1, 'bx': 2}, out={'cx': 0, 'dx': 3, 'si': 0}, fmask=0x3f7700)
-    t.case('the side behind comes to read a flag', FLAT,
-           'mov ecx, 2\n mov edx, 0\n jmp .go\n.go: cmp eax, ebx\n mov esi, [M]\n jnb .t\n'
-           '.x: add edx, 1\n dec ecx\n jz .end\n mov byte [A(.x) + 1], 0xd2\n jmp .go\n.t: ud2',
-           regs={'ax': 1, 'bx': 2}, out={'cx': 0, 'dx': 3, 'si': 0}, fmask=0x3f7700)
-    t.case('what a jump leads to comes to read a flag', FLAT,
-           'mov ecx, 2\n mov edx, 0\n jmp .go\n.go: cmp eax, ebx\n mov esi, [M]\n jmp .t\n times 40 nop\n'
-           '.t: add edx, 1\n dec ecx\n jz .end\n mov byte [A(.t) + 1], 0xd2\n jmp .go',
-           regs={'ax': 1, 'bx': 2}, out={'cx': 0, 'dx': 3, 'si': 0}, fmask=0x3f7700)
+    # ADD edx, 1 becomes ADC edx, 1: the translation of the CMP before had taken its carry for dead, and what checks the load
+    # leaves one.
+    for name, way, target in (('the side branched to', 'inc edi\n jnz .t\n add edx, 0x100\n jmp .end\n', '.t'), ('the side behind', 'inc edi\n jz .no\n', '.x'),
+                              ('what a jump leads to', 'jmp .t\n times 40 nop\n', '.t'),
+                              ('what a branch back goes on to', 'inc edi\n jz .back\n', '.x')):
+        t.case(f'{name} comes to read a flag', FLAT,
+               f'mov ecx, 2\n mov edx, 0\n jmp .go\n.back: add edx, 0x100\n jmp .end\n.go: cmp eax, ebx\n mov esi, [M]\n {way}'
+               f'{target}: add edx, 1\n dec ecx\n jz .end\n mov byte [A({target}) + 1], 0xd2\n jmp .go\n.no: add edx, 0x100',
+               regs={'ax': 2, 'bx': 1, 'di': 5}, out={'cx': 0, 'dx': 2, 'si': 0, 'di': 5 if way.startswith('jmp') else 7},
+               fmask=0x3f7700)
+    for carry in ('stc', 'clc'):
+        t.case(f'what a call returns to comes to read a flag: {carry}', FLAT,
+               'xor edx, edx\n call .f\n.x: add edx, 1\n jmp .end\n'
+               f'.f: mov byte [A(.x) + 1], 0xd2\n mov esi, [M]\n {carry}\n ret',
+               out={'dx': 2 if carry == 'stc' else 1, 'si': 0}, fmask=0x3f7700)
     t.case('the target of a branch becomes another', FLAT,
            'mov ecx, 2\n xor edx, edx\n jmp .go\n.go: test ecx, ecx\n.x: jnz .a\n ud2\n.a: add edx, 1\n jmp .next\n.b: add edx, 0x10\n'
            '.next: dec ecx\n jz .end\n mov byte [A(.x) + 1], .b - .x - 2\n jmp .go',
