@@ -26,6 +26,18 @@ static uint8_t *host_of(struct vcpu *v, uint64_t la, bool write)
     return mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
 }
 
+// RAM that is written to, but somebody wants to know of it: its host address, and in *gpa where that is; null: it is none.
+static uint8_t *traced_host(struct vcpu *v, uint64_t la, uint64_t *gpa)
+{
+    struct walk w;
+    uint32_t error;
+    if (v->watch_data || !mmu_probe(v, la, ACC_WRITE | mmu_acc(v), &w, &error) || !w.writable)
+        return NULL;
+    struct mem_slot slot = mem_find(v->mem, w.gpa);
+    *gpa = w.gpa;
+    return slot.kind == MEM_RAM ? slot.host : NULL;
+}
+
 static uint64_t room(uint64_t la, unsigned size) { return (PAGE_SIZE - (la & (PAGE_SIZE - 1))) / size; }
 
 #define REP_STRING(insn, dst, src, n) \
@@ -139,14 +151,17 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
     if (n > 1 && uses_dst && room(dst, size) < n)
         n = room(dst, size);
     uint8_t *hs = NULL, *hd = NULL;
+    uint64_t told_gpa = 0;
+    bool tell = false;
     if (n == 0 || (uses_src && (src & (PAGE_SIZE - 1)) + size > PAGE_SIZE) || (uses_dst && (dst & (PAGE_SIZE - 1)) + size > PAGE_SIZE)) {
         n = 1;
     } else {
         hs = uses_src ? host_of(v, src, false) : NULL;
         hd = uses_dst ? host_of(v, dst, writes) : NULL;
+        tell = uses_dst && writes && !hd && (!uses_src || hs) && (hd = traced_host(v, dst, &told_gpa));
     }
     uint64_t element[2] = {0, 0};
-    if ((uses_src && !hs) || (uses_dst && !hd)) { // crossing, MMIO or traced: one element through a buffer
+    if ((uses_src && !hs) || (uses_dst && !hd)) { // crossing or MMIO: one element through a buffer
         n = 1;
         if (uses_src) {
             mmu_read(v, src, &element[0], size, mmu_acc(v));
@@ -162,8 +177,15 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
         }
     }
     switch (op) {
-    case STR_MOVS: host_movs(size, hd, hs, n); break;
-    case STR_STOS: host_stos(size, hd, *reg(v, RAX), n); break;
+    case STR_MOVS:
+    case STR_STOS:
+        if (op == STR_MOVS)
+            host_movs(size, hd, hs, n);
+        else
+            host_stos(size, hd, *reg(v, RAX), n);
+        if (tell)
+            mem_trace_written(v->mem, told_gpa, (unsigned)(n * size));
+        break;
     case STR_LODS: {
         uint64_t value = 0;
         uint8_t *last = hs + (n - 1) * size;
