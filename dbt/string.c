@@ -16,14 +16,19 @@ static void advance(struct vcpu *v, unsigned r, unsigned width, uint64_t n)
     *p = width == 2 ? (*p & ~m) | ((*p + n) & m) : (*p + n) & m;
 }
 
-static uint8_t *host_of(struct vcpu *v, uint64_t la, bool write)
+// Host address of an element that the TLB has whole, or null.
+static uint8_t *cached(const struct vcpu *v, uint64_t la, unsigned size, bool write)
 {
-    struct tlb_set *s = &v->tlb->set[mmu_tlb_kind(v)];
+    const struct tlb_set *s = &v->tlb->set[mmu_tlb_kind(v)];
     unsigned i = la >> PAGE_SHIFT & (TLB_ENTRIES - 1);
     uint64_t off = la - (write ? s->write_tag : s->read_tag)[i];
-    if (off < PAGE_SIZE)
-        return (uint8_t *)(s->host_page[i] + off);
-    return mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
+    return off <= PAGE_SIZE - size ? (uint8_t *)(s->host_page[i] + off) : NULL;
+}
+
+static uint8_t *host_of(struct vcpu *v, uint64_t la, bool write)
+{
+    uint8_t *host = cached(v, la, 1, write);
+    return host ? host : mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
 }
 
 // RAM that is written to, but somebody wants to know of it: its host address, and in *gpa where that is; null: it is none.
@@ -105,11 +110,13 @@ static void set_arith(struct vcpu *v, uint64_t f)
     v->s.rflags = (v->s.rflags & ~(uint64_t)FL_ARITH) | (f & FL_ARITH);
 }
 
+static bool alignment_checked(const struct vcpu *v) { return v->s.cpl == 3 && v->s.rflags & FL_AC && v->s.cr0 & CR0_AM; }
+
 // Linear address of an element that can be accessed: all that its segment and its pages have to say is said.
 static uint64_t checked(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned size, bool write)
 {
     uint64_t la = cpu_linear(v, sreg, offset, size, write);
-    if (v->s.cpl == 3 && v->s.rflags & FL_AC && v->s.cr0 & CR0_AM && la & (size - 1))
+    if (alignment_checked(v) && la & (size - 1))
         cpu_throw_error(v, EXC_AC, 0);
     mmu_check(v, la, size, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
     return la;
@@ -124,13 +131,21 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
     uint64_t m = size_mask(width), si = *reg(v, RSI) & m, di = *reg(v, RDI) & m;
     uint64_t src = 0, dst = 0;
     bool down = v->s.dflag;
+    uint8_t *hs = NULL, *hd = NULL;
+    if (cpu_code64(v) && !alignment_checked(v)) { // what the TLB has needs no more checks
+        src = si + (in->sreg >= SEG_FS ? v->s.seg[in->sreg].base : 0);
+        dst = di;
+        hs = uses_src ? cached(v, src, size, false) : NULL;
+        hd = uses_dst ? cached(v, dst, size, writes) : NULL;
+    }
+    bool known = (hs || !uses_src) && (hd || !uses_dst);
     // whose fault comes first
     bool dst_first = op == STR_CMPS && !(size == 1 && in->rep == 0xf3 && v->model->cmpsb_source_first);
-    if (uses_dst && dst_first)
+    if (!known && uses_dst && dst_first)
         dst = checked(v, SEG_ES, di, size, writes);
-    if (uses_src)
+    if (!known && uses_src)
         src = checked(v, in->sreg, si, size, false);
-    if (uses_dst && !dst_first)
+    if (!known && uses_dst && !dst_first)
         dst = checked(v, SEG_ES, di, size, writes);
     // How many elements stay in the pages at hand, within flat segments and without wrapping the index register?
     uint64_t n = down ? 1 : count;
@@ -150,12 +165,12 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
         n = room(src, size);
     if (n > 1 && uses_dst && room(dst, size) < n)
         n = room(dst, size);
-    uint8_t *hs = NULL, *hd = NULL;
     uint64_t told_gpa = 0;
     bool tell = false;
     if (n == 0 || (uses_src && (src & (PAGE_SIZE - 1)) + size > PAGE_SIZE) || (uses_dst && (dst & (PAGE_SIZE - 1)) + size > PAGE_SIZE)) {
         n = 1;
-    } else {
+        hs = hd = NULL;
+    } else if (!known) {
         hs = uses_src ? host_of(v, src, false) : NULL;
         hd = uses_dst ? host_of(v, dst, writes) : NULL;
         tell = uses_dst && writes && !hd && (!uses_src || hs) && (hd = traced_host(v, dst, &told_gpa));
