@@ -42,7 +42,7 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
 {
     const struct window *w = t->window;
     struct block *b = t->b;
-    uint64_t off = rip + b->cs_base - w->la;
+    uint64_t off = code_linear(t, rip) - w->la;
     uint32_t unknown = FL_ARITH, live = 0;
     if (off >= w->len || b->range_count == MAX_RANGES || t->key & KEY_ONE)
         return FL_ARITH;
@@ -263,9 +263,7 @@ static void decode_block(struct translation *t, struct window *w)
     if (w->p && t->code_size == 8)
         decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < MAX_INSNS) {
-        uint64_t off = rip + b->cs_base - w->la;
-        if (t->code_size != 8)
-            off = (uint32_t)(rip + b->cs_base) - w->la;
+        uint64_t off = code_linear(t, rip) - w->la;
         struct ginsn *g = &t->insn[t->count];
         if (off >= w->len)
             break;
@@ -313,7 +311,7 @@ static void decode_block(struct translation *t, struct window *w)
     for (unsigned i = 0; i < t->count; i++)
         len += t->insn[i].z.length;
     b->guest_len = (uint16_t)len;
-    b->range[0] = (struct range){w->gpa + (b->rip + b->cs_base - w->la), len};
+    b->range[0] = (struct range){w->gpa + (code_linear(t, b->rip) - w->la), len};
     b->range_count = 1;
 }
 
