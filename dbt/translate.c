@@ -284,9 +284,10 @@ static void decode_block(struct translation *t, struct window *w)
             }
             // crosses into the next page: translate it alone
             unsigned head = w->len - (unsigned)off;
+            uint64_t behind = t->code_size == 8 ? w->la + PAGE_SIZE : (uint32_t)(w->la + PAGE_SIZE);
             struct window next;
             memcpy(w->joined, w->p + off, head);
-            open_window(d, &next, w->la + PAGE_SIZE); // a fault here is the instruction's own
+            open_window(d, &next, behind); // a fault here is the instruction's own
             trace_window(d, &next);
             memcpy(w->joined + head, next.p ? next.p : ones, 15 - head < 16 ? 15 - head : 15);
             if (!decode(t, g, w->joined, allowed < MAX_LENGTH ? (unsigned)allowed : MAX_LENGTH, rip))
@@ -296,7 +297,7 @@ static void decode_block(struct translation *t, struct window *w)
             b->range[1] = (struct range){next.gpa, g->z.length > head ? g->z.length - head : 0};
             b->range_count = 2;
             b->straddles = 1;
-            b->global = b->global && mode_fetch(d, w->la + PAGE_SIZE).global;
+            b->global = b->global && mode_fetch(d, behind).global;
             b->guest_len = g->z.length;
             return;
         }
