@@ -44,7 +44,7 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
     struct block *b = t->b;
     uint64_t off = code_linear(t, rip) - w->la;
     uint32_t unknown = FL_ARITH, live = 0;
-    if (off >= w->len || b->range_count == MAX_RANGES || t->key & KEY_ONE)
+    if (off >= w->len || b->range_count == MAX_RANGES || t->key & KEY_ONE || t->d->exact_flags)
         return FL_ARITH;
     uint64_t start = off;
     for (unsigned i = 0; i < PEEK_INSNS && unknown; i++) {
