@@ -451,8 +451,10 @@ static void track(struct verifier *s, const ZydisDecodedInstruction *z, const Zy
                 forget_fields(s, rip_address(s, z, o), o->size / 8u);
         } else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (i || !known)) {
             ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value);
-            if (gpr(s, whole))
-                *gpr(s, whole) = fresh(s);
+            if (!gpr(s, whole))
+                continue;
+            *gpr(s, whole) = fresh(s);
+            gpr(s, whole)->constant = z->mnemonic == ZYDIS_MNEMONIC_MOV && o->size == 32 && op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
         }
     }
     if (known)
