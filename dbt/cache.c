@@ -70,7 +70,7 @@ struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key
             continue;
         if (b->straddles) { // the second page decides too
             uint64_t la = b->rip + b->cs_base + b->range[0].len;
-            if ((mode_fetch(d, la).gpa & ~(PAGE_SIZE - 1)) != (b->range[1].gpa & ~(PAGE_SIZE - 1)))
+            if ((mode_fetch(d, code64 ? la : (uint32_t)la).gpa & ~(PAGE_SIZE - 1)) != (b->range[1].gpa & ~(PAGE_SIZE - 1)))
                 continue;
         }
         return b;

@@ -31,8 +31,8 @@ static bool is_last(const struct translation *t, const struct ginsn *g) { return
 // Whether a branch to `rip` depends on more than the block's page: it leaves it, or may lead to an instruction that does.
 static bool far(const struct translation *t, uint64_t rip)
 {
-    uint64_t la = rip + t->b->cs_base;
-    return (la ^ (t->b->rip + t->b->cs_base)) >> PAGE_SHIFT || (la & (PAGE_SIZE - 1)) > PAGE_SIZE - 15;
+    uint64_t la = code_linear(t, rip);
+    return (la ^ code_linear(t, t->b->rip)) >> PAGE_SHIFT || (la & (PAGE_SIZE - 1)) > PAGE_SIZE - 15;
 }
 
 static struct exit *new_exit(struct translation *t, uint64_t rip)

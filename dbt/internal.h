@@ -146,6 +146,11 @@ struct translation {
 #define DBT(t, field)   ((uint64_t)&(t)->d->field)
 
 static inline unsigned host_reg(unsigned guest) { return host_of_guest[guest & 15]; }
+static inline uint64_t code_linear(const struct translation *t, uint64_t rip) // linear address of code
+{
+    uint64_t la = rip + t->b->cs_base;
+    return t->code_size == 8 ? la : (uint32_t)la;
+}
 static inline bool bounce(const struct translation *t) { return t->key & KEY_BOUNCE; }
 
 // ---- operand.c

@@ -115,6 +115,14 @@ static void die(struct dbt *d, int sig, const siginfo_t *info, const greg_t *r)
     raise(sig);
 }
 
+// A push onto the return stack, of a block or of a stub, that finds it full.
+static bool is_ras_overflow(const struct dbt *d, const greg_t *r, uint64_t address)
+{
+    uint64_t at = (uint64_t)r[REG_RIP];
+    return r[REG_TRAPNO] == EXC_PF && at >= d->rx && at < d->rx + d->cache_size &&
+           address >= d->ras_base + 16 - RAS_SIZE - PAGE_SIZE && address < d->ras_base;
+}
+
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
     clear_ac();
@@ -128,6 +136,10 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     }
     uint64_t at = (uint64_t)r[REG_RIP], rip, address = (uint64_t)info->si_addr;
     bool start;
+    if (d && is_ras_overflow(d, r, address)) {
+        r[REG_RSP] = (greg_t)d->ras_base; // all predictions are forgotten
+        return;
+    }
     struct block *b = d && in_blocks(d, at) ? cache_block_at(d, at) : NULL;
     if (!b || !cache_guest_rip(b, at, &rip, &start)) {
         die(d, sig, info, r);
@@ -141,10 +153,6 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     case EXC_AC:
     case EXC_GP: break;
     case EXC_PF:
-        if (address >= d->ras_base + 16 - RAS_SIZE - PAGE_SIZE && address < d->ras_base) {
-            r[REG_RSP] = (greg_t)d->ras_base; // the return stack is full: forget all predictions
-            return;
-        }
         if (masked_fault(d, address))
             break;
         // fall through

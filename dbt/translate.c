@@ -42,9 +42,9 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
 {
     const struct window *w = t->window;
     struct block *b = t->b;
-    uint64_t off = rip + b->cs_base - w->la;
+    uint64_t off = code_linear(t, rip) - w->la;
     uint32_t unknown = FL_ARITH, live = 0;
-    if (off >= w->len || b->range_count == MAX_RANGES || t->key & KEY_ONE)
+    if (off >= w->len || b->range_count == MAX_RANGES || t->key & KEY_ONE || t->d->exact_flags)
         return FL_ARITH;
     uint64_t start = off;
     for (unsigned i = 0; i < PEEK_INSNS && unknown; i++) {
@@ -262,9 +262,7 @@ static void decode_block(struct translation *t, struct window *w)
     if (w->p && t->code_size == 8)
         decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < MAX_INSNS) {
-        uint64_t off = rip + b->cs_base - w->la;
-        if (t->code_size != 8)
-            off = (uint32_t)(rip + b->cs_base) - w->la;
+        uint64_t off = code_linear(t, rip) - w->la;
         struct ginsn *g = &t->insn[t->count];
         if (off >= w->len)
             break;
@@ -285,9 +283,10 @@ static void decode_block(struct translation *t, struct window *w)
             }
             // crosses into the next page: translate it alone
             unsigned head = w->len - (unsigned)off;
+            uint64_t behind = t->code_size == 8 ? w->la + PAGE_SIZE : (uint32_t)(w->la + PAGE_SIZE);
             struct window next;
             memcpy(w->joined, w->p + off, head);
-            open_window(d, &next, w->la + PAGE_SIZE); // a fault here is the instruction's own
+            open_window(d, &next, behind); // a fault here is the instruction's own
             trace_window(d, &next);
             memcpy(w->joined + head, next.p ? next.p : ones, 15 - head < 16 ? 15 - head : 15);
             if (!decode(t, g, w->joined, allowed < MAX_LENGTH ? (unsigned)allowed : MAX_LENGTH, rip))
@@ -297,7 +296,7 @@ static void decode_block(struct translation *t, struct window *w)
             b->range[1] = (struct range){next.gpa, g->z.length > head ? g->z.length - head : 0};
             b->range_count = 2;
             b->straddles = 1;
-            b->global = b->global && mode_fetch(d, w->la + PAGE_SIZE).global;
+            b->global = b->global && mode_fetch(d, behind).global;
             b->guest_len = g->z.length;
             return;
         }
@@ -312,7 +311,7 @@ static void decode_block(struct translation *t, struct window *w)
     for (unsigned i = 0; i < t->count; i++)
         len += t->insn[i].z.length;
     b->guest_len = (uint16_t)len;
-    b->range[0] = (struct range){w->gpa + (b->rip + b->cs_base - w->la), len};
+    b->range[0] = (struct range){w->gpa + (code_linear(t, b->rip) - w->la), len};
     b->range_count = 1;
 }
 

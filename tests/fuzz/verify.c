@@ -451,8 +451,10 @@ static void track(struct verifier *s, const ZydisDecodedInstruction *z, const Zy
                 forget_fields(s, rip_address(s, z, o), o->size / 8u);
         } else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && (i || !known)) {
             ZydisRegister whole = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o->reg.value);
-            if (gpr(s, whole))
-                *gpr(s, whole) = fresh(s);
+            if (!gpr(s, whole))
+                continue;
+            *gpr(s, whole) = fresh(s);
+            gpr(s, whole)->constant = z->mnemonic == ZYDIS_MNEMONIC_MOV && o->size == 32 && op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
         }
     }
     if (known)
@@ -464,7 +466,7 @@ static void track(struct verifier *s, const ZydisDecodedInstruction *z, const Zy
     if (z->mnemonic == ZYDIS_MNEMONIC_MOV && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && op[0].reg.value == ZYDIS_REGISTER_EBP &&
         op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && s->reg[T1].kind == PAGE && s->reg[T1].symbol == s->constant_symbol)
         s->reg[T0] = (struct value){.kind = REST, .symbol = s->constant_symbol, .offset = (int64_t)op[1].imm.value.u,
-                                    .end = PAGE_SIZE, .may_write = s->constant_write};
+                                    .end = PAGE_SIZE, .may_write = s->constant_write, .constant = true};
 }
 
 static bool stub(const struct dbt *d, uint64_t target)

@@ -85,12 +85,28 @@ static void peek_leaves_32_bit_code_to_the_decoder(void **state)
     bench_destroy(b);
 }
 
+static void flags_behind_an_exit_are_dead_if_overwritten_but_not_in_exact_runs(void **state)
+{
+    (void)state;
+    struct bench *b = bench_create(8);
+    static const uint8_t code[64] = {0x8b, 0x07, 0x31, 0xc0, 0xc3}; // mov eax, [rdi]; xor eax, eax; ret
+    struct window w = {.la = 0x1000, .gpa = 0x1000, .p = code, .len = sizeof code};
+    struct block block = {.rip = 0x1000, .range = b->t.range};
+    b->t.b = &block;
+    b->t.window = &w;
+    assert_int_equal(peek_live(&b->t, 0x1000), 0);
+    b->d.exact_flags = true;
+    assert_int_equal(peek_live(&b->t, 0x1000), FL_ARITH);
+    bench_destroy(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(peek_agrees_with_the_decoder_on_random_bytes),
         cmocka_unit_test(peek_never_looks_beyond_the_room),
         cmocka_unit_test(peek_leaves_32_bit_code_to_the_decoder),
+        cmocka_unit_test(flags_behind_an_exit_are_dead_if_overwritten_but_not_in_exact_runs),
     };
     return cmocka_run_group_tests_name("peek", tests, NULL, NULL);
 }

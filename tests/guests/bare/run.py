@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Guests without a kernel, which look for what only interrupts at every place and much code bring out. Each checks itself.
 
-    run.py [--bits 32] [--keep DIRECTORY] kicks|evict|rewrite GNOMON
+    run.py [--bits 32] [--keep DIRECTORY] kicks|evict|rewrite|random GNOMON
 
 The statistics of the run tell whether what is tested has happened at all.
 """
@@ -20,6 +20,7 @@ SOURCES = {
     "kicks": ["start.S", "bare.c", "works.S", "kicks.c"],
     "evict": ["start.S", "bare.c", "evict.c"],
     "rewrite": ["start.S", "bare.c", "rewrite.c"],
+    "random": ["start.S", "bare.c", "random.c"],
 }
 EXIT_GOOD = 1  # (0 << 1) | 1
 
@@ -27,6 +28,8 @@ EXIT_GOOD = 1  # (0 << 1) | 1
 def build(name, bits, work):
     path = os.path.join(work, f"{name}{bits}")
     subprocess.run(["gcc", f"-m{bits}", *FLAGS, "-o", path, *(os.path.join(HERE, s) for s in SOURCES[name])], check=True)
+    if name == "random":  # the same for this host, without a machine
+        subprocess.run(["gcc", f"-m{bits}", *FLAGS, "-DNATIVE", "-o", path + "-native", os.path.join(HERE, "random.c")], check=True)
     return path
 
 
@@ -36,7 +39,11 @@ def run(gnomon, guest):
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode != EXIT_GOOD:
         sys.exit(f"exit status {done.returncode}, not {EXIT_GOOD}; it printed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
-    return json.loads([line for line in done.stderr.splitlines() if line.startswith("{")][-1])
+    figures = json.loads([line for line in done.stderr.splitlines() if line.startswith("{")][-1])
+    figures["output"] = done.stdout.split("\n")
+    if os.path.exists(guest + "-native"):
+        figures["native"] = subprocess.run([guest + "-native"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return figures
 
 
 def kicks(once):
@@ -73,6 +80,14 @@ def rewrite(once):
     yield "interrupts", figures["interrupts"] >= 100, figures["interrupts"]
     # Some 58,000 blocks are rewritten; of the 600,000 stores beside code none may cost a block.
     yield "blocks_invalidated", 40000 <= figures["blocks_invalidated"] <= 80000, figures["blocks_invalidated"]
+
+
+def random(once):
+    figures = once()
+    pairs = list(zip(figures["native"], (line.strip() for line in figures["output"])))
+    wrong = [native.split()[0] for native, here in pairs if native != here]
+    yield "programs as on the host", len(pairs) >= 400 and not wrong, f"{len(pairs)}, others {wrong[:9]}"
+    yield "interrupts", figures["interrupts"] >= 1000, figures["interrupts"]
 
 
 def main():

@@ -163,7 +163,15 @@ def small_operands(t):
            poke={'STK': 'dq A(.there)'}, out={'sp': STK + 8})
 
 
+def deep(t):
+    """More calls under way than the translator keeps predictions of, and at each depth an instruction that runs alone."""
+    t.case('deep recursion with an instruction behind MOV SS', 'p32 l',
+           'mov ecx, 5000\n call .f\n jmp .end\n.f: mov ss, eax\n inc ebx\n dec ecx\n jz .r\n call .f\n.r: ret',
+           regs=lambda m: {'ax': m.ss, 'bx': 0, 'sp': 0x40000}, out={'bx': 5000, 'cx': 0}, fmask=0x3f7700)
+
+
 def cases(t):
     noncanonical(t)
     beyond(t)
     small_operands(t)
+    deep(t)

@@ -55,6 +55,17 @@ def stores(t):
     t.case('an x87 store changes the next instruction', 'p32 l',
            'fninit\n fild dword [M]\n fistp dword [A(.x) + 1]\n.x: mov ebx, 0', poke={'M': 'dd 0x12345'},
            out={'bx': 0x12345})
+    # A segment whose base and offsets add up to more than 4 GiB: linear addresses wrap around.
+    t.case('code of a segment that wraps around changes itself', 'p32 pae',
+           'mov ecx, 5\n jmp 0x3e0:A(.in) + 0x80000000\n.in: mov al, 0x11\n add ebx, eax\n mov [A(.in) + 1], cl\n'
+           ' dec ecx\n jnz .in\n jmp 0x08:A(.out)\n.out: nop', regs={'ax': 0, 'bx': 0},
+           poke={'GDT + 0x3e0': f'dq {descriptor(0x80000000, 0xfffff, 0x9b, 0xc):#x}'},
+           out={'ax': 2, 'bx': 0x11 + 5 + 4 + 3 + 2, 'cx': 0}, fmask=0x3f7700)
+    t.case('an instruction in two pages of a segment that wraps around', 'p32 pae c32',
+           lambda m: f'mov ecx, 3\n jmp 0x3e0:A(.in) + 0x80000000\n.in: mov edx, cr3\n mov cr3, edx\n jmp near .x\n times 0xffe - ($ - .insn) nop\n'
+           f'.x: mov eax, 0x11223344\n add ebx, eax\n dec ecx\n jnz near .in\n jmp {m.cs:#x}:A(.out)\n.out: nop',
+           regs={'bx': 0}, poke={'GDT + 0x3e0': f'dq {descriptor(0x80000000, 0xfffff, 0x9b, 0xc):#x}'},
+           out={'ax': 0x11223344, 'bx': 0x336699cc, 'cx': 0, 'dx': None}, fmask=0x3f7700)
     # across a page border: the slot has two pages
     t.case('a store into the second page of an instruction', BOTH,
            lambda m: 'jmp near .go\n times 0xff0 - ($ - .insn) db 0x90\n.go: mov bx, 3\n.again: nop\n'
