@@ -48,7 +48,8 @@ static void limit_cpus(struct cgroup_limits *l, const char *directory)
     char line[64], quota[32];
     double period, cpus = 0;
     uint64_t quota_us, period_us;
-    if (read_line(line, sizeof line, directory, "cpu.max") && sscanf(line, "%31s %lf", quota, &period) == 2 && period > 0)
+    if (read_line(line, sizeof line, directory, "cpu.max") && sscanf(line, "%31s %lf", quota, &period) == 2 &&
+        period > 0)
         cpus = atof(quota) / period; // "max" is 0
     else if (read_number(&quota_us, directory, "cpu.cfs_quota_us") && (int64_t)quota_us > 0 &&
              read_number(&period_us, directory, "cpu.cfs_period_us") && period_us)

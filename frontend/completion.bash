@@ -19,6 +19,9 @@ _gnomon()
     help)
         [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W 'run machine-file keys exit cpu trace info' -- "$current")
         return ;;
+    info)
+        [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$current")
+        return ;;
     run) ;;
     *) return ;;
     esac

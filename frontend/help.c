@@ -15,7 +15,8 @@ void help_short(FILE *f)
           "\n"
           "In the machine, Ctrl-A x ends it and Ctrl-A h lists the keys.\n"
           "  gnomon help        what there is help about\n"
-          "  gnomon help run    every option\n",
+          "  gnomon help run    every option\n"
+          "  gnomon info        whether machines can run here\n",
           f);
 }
 
@@ -36,7 +37,16 @@ static void topic_run(FILE *f)
 
 static void topic_info(FILE *f)
 {
-    fputs("gnomon info\n\nShows the version, the host's processor, and what gnomon can use of it.\n", f);
+    fputs("gnomon info [--json]\n"
+          "\n"
+          "Says whether machines can run here, and what of the host they use: for each thing whether the host\n"
+          "allows it, found out by trying, and what follows. The first line is the sum of it:\n"
+          "  yes      gnomon run works, with its sandbox\n"
+          "  limited  it needs --sandbox off\n"
+          "  no       something that every machine needs is denied\n"
+          "With --json it is one line of JSON: for each thing its state, and in NAME_means what follows.\n"
+          "Whatever is denied, the exit status is 0.\n",
+          f);
 }
 
 static void topic_machine_file(FILE *f)
@@ -116,13 +126,13 @@ static const struct {
     {"exit", "exit statuses", topic_exit},
     {"cpu", "processor models", topic_cpu},
     {"trace", "what can be logged", topic_trace},
-    {"info", "what the host offers", topic_info},
+    {"info", "what the host allows, and what follows", topic_info},
 };
 
 void help_topics(FILE *f)
 {
     fputs("gnomon run [MACHINE.ini] [OPTION]...   run a machine\n"
-          "gnomon info                            what the host offers\n"
+          "gnomon info [--json]                   what the host allows\n"
           "gnomon help [TOPIC]                    help\n"
           "gnomon --version                       the version\n"
           "\nTopics:\n",

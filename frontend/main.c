@@ -47,8 +47,9 @@ static int dispatch(int argc, char *const argv[])
         return 0;
     }
     for (int i = 2; i < argc; i++) {
-        if (!strcmp(argv[1], "run") && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))) {
-            help_topic(stdout, "run");
+        bool topic = !strcmp(argv[1], "run") || !strcmp(argv[1], "info");
+        if (topic && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))) {
+            help_topic(stdout, argv[1]);
             return 0;
         }
     }

@@ -116,7 +116,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(no_files_set_no_limit, make_tree, remove_tree),
         cmocka_unit_test_setup_teardown(version_2_takes_the_tightest_group, make_tree, remove_tree),
         cmocka_unit_test_setup_teardown(version_1_has_a_hierarchy_for_each, make_tree, remove_tree),
-        cmocka_unit_test_setup_teardown(a_container_that_sees_only_the_root_has_its_limits, make_tree, remove_tree),
+        cmocka_unit_test_setup_teardown(a_container_that_sees_only_the_root_has_its_limits, make_tree,
+                                        remove_tree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
