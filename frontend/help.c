@@ -60,9 +60,9 @@ static void topic_machine_file(FILE *f)
           "  append = console=ttyS0 panic=-1\n"
           "  memory = 1G\n"
           "\n"
-          "Values are taken as they stand, without quotes. Repeatable options take one line a value. Paths "
-          "are\n"
-          "relative to the file. What the command line says goes first:\n"
+          "Values are taken as they stand, without quotes. Repeatable options take one line a value, others\n"
+          "only one line. Lines that begin with # or ; are comments. Paths are relative to the file. What the\n"
+          "command line says goes first:\n"
           "  gnomon run machine.ini --memory 2G\n",
           f);
 }
@@ -73,7 +73,8 @@ static void topic_keys(FILE *f)
           "  Ctrl-A x       end the machine\n"
           "  Ctrl-A s       print statistics\n"
           "  Ctrl-A Ctrl-A  send Ctrl-A to the guest\n"
-          "  Ctrl-A h       list the keys\n",
+          "  Ctrl-A h       list the keys\n"
+          "All other keys, Ctrl-C and Ctrl-Z too, are the guest's.\n",
           f);
 }
 
@@ -87,7 +88,8 @@ static void topic_exit(FILE *f)
           "   8  killed: Ctrl-A x, or a signal to end\n"
           "  10  timed out: --timeout\n"
           "  12  the guest rebooted: --on-reboot exit\n"
-          "  odd: (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n",
+          " odd  (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n"
+          "gnomon info says what this host refuses.\n",
           f);
 }
 
@@ -109,10 +111,13 @@ static void topic_cpu(FILE *f)
 {
     fputs("gnomon run --cpu MODEL[,+FEATURE][,-FEATURE]\n"
           "\n"
-          "  v2 v3 v4     the x86-64 microarchitecture levels, where the host has them\n"
-          "  host         all the host has and gnomon can carry\n"
-          "  486 pentium pentium2   old processors, for old systems\n"
-          "Features have the names of /proc/cpuinfo. Without the option: v3, or the level the host has.\n",
+          "  default               v3, or v2 where the host has no v3\n"
+          "  v2 v3 v4              the x86-64 microarchitecture levels, where the host has them\n"
+          "  host                  all the host has and gnomon can carry\n"
+          "  pentium2 pentium 486  old processors, for old systems\n"
+          "Features have the names of /proc/cpuinfo. Without a model they change the default:\n"
+          "  gnomon run --cpu=-avx2 ...\n"
+          "gnomon info says what this host has.\n",
           f);
 }
 

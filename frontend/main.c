@@ -10,7 +10,7 @@
 
 static int help_command(int argc, char *const argv[])
 {
-    if (!argc) {
+    if (!argc || (argc == 1 && (!strcmp(argv[0], "help") || !strcmp(argv[0], "--help")))) {
         help_topics(stdout);
         return 0;
     }

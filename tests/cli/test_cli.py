@@ -103,6 +103,9 @@ class Words(unittest.TestCase):
             result = gnomon("help", topic)
             self.assertEqual(result.returncode, 0, topic)
             self.assertGreater(len(result.stdout), 40)
+            self.assertLessEqual(max(map(len, result.stdout.splitlines())), 100, topic)
+        for words in (["help", "help"], ["help", "--help"], ["--help"]):
+            self.assertEqual(gnomon(*words).stdout, gnomon("help").stdout, words)
         self.assertEqual(gnomon("run", "--help").stdout, gnomon("help", "run").stdout)
         self.assertIn("processor", gnomon("info").stdout)
 
