@@ -42,7 +42,7 @@ static void topic_info(FILE *f)
           "Says whether machines can run here, and what of the host they use: for each thing whether the host\n"
           "allows it, found out by trying, and what follows. The first line is the sum of it:\n"
           "  yes      gnomon run works, with its sandbox\n"
-          "  limited  it needs --sandbox off\n"
+          "  limited  it needs --sandbox off, or less --memory than the default\n"
           "  no       something that every machine needs is denied\n"
           "With --json it is one line of JSON: for each thing its state, and in NAME_means what follows.\n"
           "Whatever is denied, the exit status is 0.\n",

@@ -24,7 +24,7 @@
 #include "frontend/stats.h"
 
 #define MAX_FACTS    48
-#define OWN_BYTES    (320ull << 20) // address space of a machine's process beyond its guest's memory
+#define OWN_BYTES    (300ull << 20) // address space of a machine's process beyond its guest's memory
 #define OWN_FILES    16             // descriptors, without disks
 #define OWN_MAPPINGS 1000           // more than a machine's process makes
 #define LABEL_WIDTH  20
@@ -372,19 +372,40 @@ static bool add_guest(struct report *r)
 
 // ---- what a machine needs, and what makes it faster
 
-static void add_summary(struct report *r, bool can_run, bool sandbox)
+static void add_summary(struct report *r, bool can_run, bool sandbox, bool little)
 {
     struct fact *f = &r->fact[0]; // its place was kept
-    state(f, !can_run ? "no" : sandbox ? "yes" : "limited");
+    state(f, !can_run ? "no" : sandbox && !little ? "yes" : "limited");
     if (!can_run)
         means(f, "something that every machine needs is denied: see below; gnomon run ends with status 4");
-    else if (!sandbox)
-        means(f, "only with --sandbox off: there are no seccomp filters");
+    else if (!sandbox || little)
+        means(f, "only with%s%s%s: see below", sandbox ? "" : " --sandbox off",
+              sandbox || !little ? "" : " and", little ? " less --memory than the default" : "");
     else
         means(f, "gnomon run works here, with its sandbox");
 }
 
-static bool add_needs(struct report *r)
+// `little`: only a guest with less memory than the default can be made.
+static bool add_guest_memory(struct report *r, bool *little)
+{
+    char denied[192];
+    *little = false;
+    if (add_probe(r, PROBE_MEMORY, "guest_memory", "guest memory",
+                  "512 MiB in a memfd, as a machine makes it",
+                  "no machine: its memory, 512 MiB in a memfd, can't be made"))
+        return true;
+    if (probe(PROBE_LITTLE))
+        return false;
+    struct fact *f = &r->fact[r->count - 1];
+    const char *why = strrchr(f->means, '(');
+    snprintf(denied, sizeof denied, "%s", why ? why : "");
+    state(f, "limited");
+    means(f, "no machine of 512 MiB, the default, but smaller ones: give less with --memory %s", denied);
+    *little = true;
+    return true;
+}
+
+static bool add_needs(struct report *r, bool *little)
 {
     r->group = "What every machine needs";
     bool all = add_probe(r, PROBE_PROCESS, "processes", "processes",
@@ -393,9 +414,7 @@ static bool add_needs(struct report *r)
         means(
             &r->fact[r->count - 1],
             "no machine: guest code has a process of its own, and the devices three threads; see ulimit -u");
-    all &= add_probe(r, PROBE_MEMORY, "guest_memory", "guest memory",
-                     "512 MiB in a memfd, as a machine makes it",
-                     "no machine of the default size: memory of 512 MiB in a memfd can't be made");
+    all &= add_guest_memory(r, little);
     all &= add_probe(r, PROBE_CODE, "executable_memory", "executable memory",
                      "translated code runs in it, below 2 GiB",
                      "no machine: translated code has no place to run, below 2 GiB");
@@ -419,14 +438,16 @@ static void add_huge_pages(struct report *r)
     struct fact *f = add(r, "huge_pages", "large pages");
     int result = probe(PROBE_HUGE);
     first_line(setting, sizeof setting, "/sys/kernel/mm/transparent_hugepage/shmem_enabled");
-    state(f, result == 0 ? "yes" : result == PROBE_UNTRIED ? "not tried" : "no");
-    if (result)
+    state(f, result == 0 ? "yes" : result == ENODATA ? "no" : "unknown");
+    if (!result)
+        means(f, "guest memory lies in pages of 2 MiB, as far as the host finds any");
+    else if (result == ENODATA)
         means(f,
               "guest memory lies in pages of 4 KiB: more misses of the processor's TLB; shmem_enabled in "
               "/sys/kernel/mm/transparent_hugepage is: %s",
               setting);
     else
-        means(f, "guest memory lies in pages of 2 MiB, as far as the host finds any");
+        means(f, "it can't be told which pages guest memory gets here");
 }
 
 static void add_speed(struct report *r)
@@ -525,8 +546,8 @@ static void add_limits(struct report *r)
     add_cpus(r, &limits);
     add_memory(r, &limits);
     add_resource(r, RLIMIT_AS, "address_space", "address space", PROBE_GUEST_BYTES + OWN_BYTES, true,
-                 "room for a machine of 512 MiB; each needs its --memory and 320 MiB",
-                 "no machine of the default size: each needs its --memory and 320 MiB; see ulimit -v");
+                 "room for a machine of 512 MiB; each needs its --memory and 300 MiB",
+                 "no machine of the default size: each needs its --memory and 300 MiB; see ulimit -v");
     add_resource(r, RLIMIT_FSIZE, "file_size", "file size", PROBE_GUEST_BYTES, true,
                  "room for a machine of 512 MiB: its memory counts as a file",
                  "no machine of the default size: its memory counts as a file; give less with --memory, or "
@@ -667,9 +688,10 @@ int info_command(int argc, char *const argv[])
     add(r, "machines", "machines can run");
     add_processor(r, &p);
     bool can_run = add_guest(r);
-    can_run &= add_needs(r);
+    bool little = false;
+    can_run &= add_needs(r, &little);
     bool sandbox = add_isolation(r);
-    add_summary(r, can_run, sandbox);
+    add_summary(r, can_run, sandbox, little);
     add_speed(r);
     add_limits(r);
     add_tools(r);

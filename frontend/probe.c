@@ -15,6 +15,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -46,10 +47,17 @@ static int try_process(void)
     return error ? error : pthread_join(thread, NULL);
 }
 
-static int try_memory(void)
+static int try_memory(uint64_t bytes)
 {
     struct mem_map m;
-    return -mem_create(&m, PROBE_GUEST_BYTES);
+    struct sysinfo host;
+    if (!sysinfo(&host) && ((uint64_t)host.totalram + host.totalswap) * host.mem_unit < bytes)
+        return ENOMEM; // no machine may have more than the host
+    int result = mem_create(&m, bytes);
+    if (result)
+        return -result;
+    void *own = mmap(NULL, PROBE_OWN_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return own == MAP_FAILED ? errno : 0;
 }
 
 static int try_code(void)
@@ -111,7 +119,7 @@ static int try_huge(void)
     while (!kib && fgets(line, sizeof line, f))
         sscanf(line, "ShmemPmdMapped: %d", &kib);
     fclose(f);
-    return kib ? 0 : ENOMEM;
+    return kib ? 0 : ENODATA;
 }
 
 static int try_pin(void)
@@ -173,7 +181,8 @@ static int try_now(enum probe what)
 {
     switch (what) {
     case PROBE_PROCESS: return try_process();
-    case PROBE_MEMORY: return try_memory();
+    case PROBE_MEMORY: return try_memory(PROBE_GUEST_BYTES);
+    case PROBE_LITTLE: return try_memory(PROBE_LITTLE_BYTES);
     case PROBE_CODE: return try_code();
     case PROBE_TIMER: return try_timer();
     case PROBE_SECCOMP: return try_seccomp();

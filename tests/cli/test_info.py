@@ -103,7 +103,7 @@ class Info(unittest.TestCase):
         self.assertEqual(run_status(*arguments, preexec_fn=enter), status)
 
     def test_no_memfd_no_machine(self):
-        self.refused("guest_memory", "no machine of the default size", 4, seccomp_filter(MEMFD_CREATE, EPERM))
+        self.refused("guest_memory", "no machine", 4, seccomp_filter(MEMFD_CREATE, EPERM))
 
     def test_no_timer_no_machine(self):
         self.refused("timers", "no machine", 4, seccomp_filter(TIMER_CREATE, EPERM))
@@ -135,10 +135,15 @@ class Info(unittest.TestCase):
                 (resource.RLIMIT_FSIZE, "file_size", 100 << 20, "see ulimit -f")):
             enter = limit(which, value)
             facts = self.info(preexec_fn=enter)
-            self.assertEqual((facts[name], facts["guest_memory"], facts["machines"]), (value, "denied", "no"))
+            self.assertEqual((facts[name], facts["guest_memory"], facts["machines"]), (value, "limited", "limited"))
             self.assertIn("no machine of the default size", facts[name + "_means"])
             self.assertIn(consequence, facts[name + "_means"])
-            self.assertEqual(run_status(preexec_fn=enter), 4)
+            self.assertIn("--memory", facts["machines_means"])
+            self.assertEqual((run_status(preexec_fn=enter), run_status("--memory", "16M", preexec_fn=enter)), (4, 85))
+        enter = limit(resource.RLIMIT_AS, 250 << 20)
+        facts = self.info(preexec_fn=enter)
+        self.assertEqual((facts["guest_memory"], facts["machines"]), ("denied", "no"))
+        self.assertEqual(run_status("--memory", "16M", preexec_fn=enter), 4)
         facts = self.info(preexec_fn=limit(resource.RLIMIT_NOFILE, 8))
         self.assertIn("too few for a machine", facts["open_files_means"])
         self.assertEqual(run_status(preexec_fn=limit(resource.RLIMIT_NOFILE, 8)), 4)
