@@ -157,3 +157,11 @@ bool help_topic(FILE *f, const char *topic)
     }
     return false;
 }
+
+const char *help_suggest(const char *topic)
+{
+    const char *best = NULL;
+    for (size_t i = 0; i < sizeof topics / sizeof *topics; i++)
+        best = closer_word(topic, strlen(topic), best, topics[i].name);
+    return best;
+}

@@ -434,20 +434,20 @@ static unsigned distance(const char *a, size_t na, const char *b, size_t nb)
     return row[nb];
 }
 
+const char *closer_word(const char *word, size_t length, const char *best, const char *candidate)
+{
+    size_t size = strlen(candidate);
+    if (length > 31 || size > 31)
+        return best;
+    unsigned limit = best ? distance(word, length, best, strlen(best)) : 3, d = distance(word, length, candidate, size);
+    return d < limit && d < size ? candidate : best;
+}
+
 const char *option_suggest(const char *name, size_t length)
 {
     const char *best = NULL;
-    unsigned best_distance = 3;
-    if (length > 31)
-        return NULL;
-    for (size_t i = 0; i < run_option_count; i++) {
-        const char *candidate = run_option_table[i].name;
-        unsigned d = distance(name, length, candidate, strlen(candidate));
-        if (d < best_distance && d < strlen(candidate)) {
-            best_distance = d;
-            best = candidate;
-        }
-    }
+    for (size_t i = 0; i < run_option_count; i++)
+        best = closer_word(name, length, best, run_option_table[i].name);
     return best;
 }
 

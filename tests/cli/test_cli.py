@@ -116,7 +116,13 @@ class Words(unittest.TestCase):
 
     def test_usage_errors(self):
         self.one_line(gnomon("walk"), 2, "walk")
-        self.one_line(gnomon("help", "nothing"), 2, "nothing")
+        self.one_line(gnomon("help", "nothing"), 2, "nothing", "gnomon help lists them")
+        self.one_line(gnomon("help", "run", "exit"), 2, "exit", "one topic")
+        for words, meant in ((["rnu"], "run"), (["hepl"], "help"), (["--versoin"], "--version"), (["help", "exits"], "exit"),
+                             (["help", "machine_file"], "machine-file")):
+            self.one_line(gnomon(*words), 2, f"{words[-1]}: did you mean {meant}?")
+        for word in ("--kernel", "vmlinuz", ""):
+            self.one_line(gnomon(word), 2, "the first word is run, info or help")
         self.one_line(gnomon("run"), 2, "nothing to boot")
         self.one_line(gnomon("run", "--memroy", "1G"), 2, "did you mean --memory?")
         self.one_line(boot("x", "--cpus", "2"), 2, "--cpus")
