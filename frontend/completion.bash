@@ -19,6 +19,9 @@ _gnomon()
     help)
         [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W 'run machine-file keys exit cpu trace info' -- "$current")
         return ;;
+    info)
+        [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$current")
+        return ;;
     run) ;;
     *) return ;;
     esac
@@ -26,7 +29,7 @@ _gnomon()
     --kernel|--initrd|--bios|--disk) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     --memory) mapfile -t COMPREPLY < <(compgen -W '256M 512M 1G 2G 4G' -- "$current") ;;
     --cpus) COMPREPLY=(1) ;;
-    --cpu) mapfile -t COMPREPLY < <(compgen -W 'host v2 v3 v4 pentium2 pentium 486' -- "$current") ;;
+    --cpu) mapfile -t COMPREPLY < <(compgen -W 'default host v2 v3 v4 pentium2 pentium 486' -- "$current") ;;
     --serial) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'stdio file: unix: pty none' -- "$current") ;;
     --debugcon) compopt -o nospace; mapfile -t COMPREPLY < <(compgen -W 'stdio file: none' -- "$current") ;;
     --display) COMPREPLY=(none) ;;

@@ -15,7 +15,8 @@ void help_short(FILE *f)
           "\n"
           "In the machine, Ctrl-A x ends it and Ctrl-A h lists the keys.\n"
           "  gnomon help        what there is help about\n"
-          "  gnomon help run    every option\n",
+          "  gnomon help run    every option\n"
+          "  gnomon info        whether machines can run here\n",
           f);
 }
 
@@ -36,7 +37,16 @@ static void topic_run(FILE *f)
 
 static void topic_info(FILE *f)
 {
-    fputs("gnomon info\n\nShows the version, the host's processor, and what gnomon can use of it.\n", f);
+    fputs("gnomon info [--json]\n"
+          "\n"
+          "Says whether machines can run here, and what of the host they use: for each thing whether the host\n"
+          "allows it, found out by trying, and what follows. The first line is the sum of it:\n"
+          "  yes      gnomon run works, with its sandbox\n"
+          "  limited  it needs --sandbox off, or less --memory than the default\n"
+          "  no       something that every machine needs is denied\n"
+          "With --json it is one line of JSON: for each thing its state, and in NAME_means what follows.\n"
+          "Whatever is denied, the exit status is 0.\n",
+          f);
 }
 
 static void topic_machine_file(FILE *f)
@@ -50,9 +60,9 @@ static void topic_machine_file(FILE *f)
           "  append = console=ttyS0 panic=-1\n"
           "  memory = 1G\n"
           "\n"
-          "Values are taken as they stand, without quotes. Repeatable options take one line a value. Paths "
-          "are\n"
-          "relative to the file. What the command line says goes first:\n"
+          "Values are taken as they stand, without quotes. Repeatable options take one line a value, others\n"
+          "only one line. Lines that begin with # or ; are comments. Paths are relative to the file. What the\n"
+          "command line says goes first:\n"
           "  gnomon run machine.ini --memory 2G\n",
           f);
 }
@@ -63,7 +73,8 @@ static void topic_keys(FILE *f)
           "  Ctrl-A x       end the machine\n"
           "  Ctrl-A s       print statistics\n"
           "  Ctrl-A Ctrl-A  send Ctrl-A to the guest\n"
-          "  Ctrl-A h       list the keys\n",
+          "  Ctrl-A h       list the keys\n"
+          "All other keys, Ctrl-C and Ctrl-Z too, are the guest's.\n",
           f);
 }
 
@@ -77,7 +88,8 @@ static void topic_exit(FILE *f)
           "   8  killed: Ctrl-A x, or a signal to end\n"
           "  10  timed out: --timeout\n"
           "  12  the guest rebooted: --on-reboot exit\n"
-          "  odd: (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n",
+          " odd  (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n"
+          "gnomon info says what this host refuses.\n",
           f);
 }
 
@@ -99,10 +111,13 @@ static void topic_cpu(FILE *f)
 {
     fputs("gnomon run --cpu MODEL[,+FEATURE][,-FEATURE]\n"
           "\n"
-          "  v2 v3 v4     the x86-64 microarchitecture levels, where the host has them\n"
-          "  host         all the host has and gnomon can carry\n"
-          "  486 pentium pentium2   old processors, for old systems\n"
-          "Features have the names of /proc/cpuinfo. Without the option: v3, or the level the host has.\n",
+          "  default               v3, or v2 where the host has no v3\n"
+          "  v2 v3 v4              the x86-64 microarchitecture levels, where the host has them\n"
+          "  host                  all the host has and gnomon can carry\n"
+          "  pentium2 pentium 486  old processors, for old systems\n"
+          "Features have the names of /proc/cpuinfo. Without a model they change the default:\n"
+          "  gnomon run --cpu=-avx2 ...\n"
+          "gnomon info says what this host has.\n",
           f);
 }
 
@@ -116,13 +131,13 @@ static const struct {
     {"exit", "exit statuses", topic_exit},
     {"cpu", "processor models", topic_cpu},
     {"trace", "what can be logged", topic_trace},
-    {"info", "what the host offers", topic_info},
+    {"info", "what the host allows, and what follows", topic_info},
 };
 
 void help_topics(FILE *f)
 {
     fputs("gnomon run [MACHINE.ini] [OPTION]...   run a machine\n"
-          "gnomon info                            what the host offers\n"
+          "gnomon info [--json]                   what the host allows\n"
           "gnomon help [TOPIC]                    help\n"
           "gnomon --version                       the version\n"
           "\nTopics:\n",
@@ -141,4 +156,12 @@ bool help_topic(FILE *f, const char *topic)
         }
     }
     return false;
+}
+
+const char *help_suggest(const char *topic)
+{
+    const char *best = NULL;
+    for (size_t i = 0; i < sizeof topics / sizeof *topics; i++)
+        best = closer_word(topic, strlen(topic), best, topics[i].name);
+    return best;
 }

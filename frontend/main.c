@@ -7,17 +7,28 @@
 #include "frontend/commands.h"
 #include "frontend/exit.h"
 #include "frontend/help.h"
+#include "frontend/options.h"
+
+static int unknown(const char *what, const char *word, const char *suggestion, const char *advice)
+{
+    char text[64];
+    snprintf(text, sizeof text, "did you mean %s?", suggestion ? suggestion : "");
+    print_error_about(what, word, suggestion ? text : advice);
+    return EXIT_USAGE;
+}
 
 static int help_command(int argc, char *const argv[])
 {
-    if (!argc) {
+    if (!argc || (argc == 1 && (!strcmp(argv[0], "help") || !strcmp(argv[0], "--help")))) {
         help_topics(stdout);
         return 0;
     }
-    if (argc > 1 || !help_topic(stdout, argv[0])) {
-        print_error_about("no such topic", argv[argc - 1], "gnomon help lists them");
+    if (argc > 1) {
+        print_error_about("unexpected word", argv[1], "gnomon help takes one topic");
         return EXIT_USAGE;
     }
+    if (!help_topic(stdout, argv[0]))
+        return unknown("no such topic", argv[0], help_suggest(argv[0]), "gnomon help lists them");
     return 0;
 }
 
@@ -47,20 +58,23 @@ static int dispatch(int argc, char *const argv[])
         return 0;
     }
     for (int i = 2; i < argc; i++) {
-        if (!strcmp(argv[1], "run") && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))) {
-            help_topic(stdout, "run");
+        bool topic = !strcmp(argv[1], "run") || !strcmp(argv[1], "info");
+        if (topic && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))) {
+            help_topic(stdout, argv[1]);
             return 0;
         }
     }
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+    const char *best = NULL;
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         if (!strcmp(argv[1], commands[i].name))
             return commands[i].main(argc - 2, argv + 2);
-    print_error_about("unknown command", argv[1], "the first word is run, info or help");
-    return EXIT_USAGE;
+        best = closer_word(argv[1], strlen(argv[1]), best, commands[i].name);
+    }
+    return unknown("unknown command", argv[1], best, "the first word is run, info or help");
 }
 
-// The number of a standard file that is closed would go to the next one opened, a disk for instance, and so would what is
-// printed. What takes its place here is open the wrong way round: using it fails as before.
+// The number of a standard file that is closed would go to the next one opened, a disk for instance, and so
+// would what is printed. What takes its place here is open the wrong way round: using it fails as before.
 static bool hold_standard_files(void)
 {
     for (int fd = 0; fd <= 2; fd++)

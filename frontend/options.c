@@ -164,7 +164,7 @@ static bool set_cpus(const struct option_context *c, const char *value)
 static bool set_cpu(const struct option_context *c, const char *value)
 {
     if (!*value)
-        return fail(c, "no CPU model: %s: use host, v2, v3, v4, pentium2, pentium or 486", c->where);
+        return fail(c, "no CPU model: %s: use default, host, v2, v3, v4, pentium2, pentium or 486", c->where);
     return set_string(c, &c->run->cpu, value);
 }
 
@@ -360,7 +360,7 @@ const struct option_info run_option_table[] = {
     {"bios", "FILE", "boot this firmware image", false, false, NULL, set_bios},
     {"memory", "SIZE[K|M|G]", "guest memory, in MiB without a letter (512M)", false, false, NULL, set_memory},
     {"cpus", "N", "number of virtual CPUs (1)", false, false, NULL, set_cpus},
-    {"cpu", "MODEL[,+F][,-F]", "host, v2, v3, v4, pentium2, pentium or 486; add and drop features", false,
+    {"cpu", "MODEL[,+F][,-F]", "the processor the guest sees: gnomon help cpu", false,
      false, NULL, set_cpu},
     {"disk", "FILE[,snapshot=on][,readonly=on]", "a raw disk image as a virtio disk (repeatable)", false,
      true, clear_disks, set_disk},
@@ -379,7 +379,7 @@ const struct option_info run_option_table[] = {
      set_on_reboot},
     {"timeout", "SECONDS", "end the machine after this time", false, false, NULL, set_timeout},
     {"sandbox", "on|off", "confine the processes of the machine (on)", false, false, NULL, set_sandbox},
-    {"cell", "on|off", "off: one process runs everything, for debugging; needs --sandbox off", false, false, NULL,
+    {"cell", "on|off", "a process of its own for guest code (on)", false, false, NULL,
      set_cell},
     {"perf", "on|off", "name translated code for perf, in /tmp/perf-PID.map", true, false, NULL, set_perf},
 };
@@ -434,20 +434,20 @@ static unsigned distance(const char *a, size_t na, const char *b, size_t nb)
     return row[nb];
 }
 
+const char *closer_word(const char *word, size_t length, const char *best, const char *candidate)
+{
+    size_t size = strlen(candidate);
+    if (length > 31 || size > 31)
+        return best;
+    unsigned limit = best ? distance(word, length, best, strlen(best)) : 3, d = distance(word, length, candidate, size);
+    return d < limit && d < size ? candidate : best;
+}
+
 const char *option_suggest(const char *name, size_t length)
 {
     const char *best = NULL;
-    unsigned best_distance = 3;
-    if (length > 31)
-        return NULL;
-    for (size_t i = 0; i < run_option_count; i++) {
-        const char *candidate = run_option_table[i].name;
-        unsigned d = distance(name, length, candidate, strlen(candidate));
-        if (d < best_distance && d < strlen(candidate)) {
-            best_distance = d;
-            best = candidate;
-        }
-    }
+    for (size_t i = 0; i < run_option_count; i++)
+        best = closer_word(name, length, best, run_option_table[i].name);
     return best;
 }
 

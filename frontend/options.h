@@ -81,6 +81,8 @@ extern const size_t run_option_count;
 void run_options_init(struct run_options *o);
 void run_options_free(struct run_options *o);
 const struct option_info *option_find(const char *name, size_t length);
+// Which of `best` (null: none yet) and `candidate` a mistyped word is more like; null when it is like neither.
+const char *closer_word(const char *word, size_t length, const char *best, const char *candidate);
 // The name in the table most like a mistyped one, or null.
 const char *option_suggest(const char *name, size_t length);
 // Arguments after `run`. What the command line says goes before what the machine file says; a repeatable

@@ -103,6 +103,9 @@ class Words(unittest.TestCase):
             result = gnomon("help", topic)
             self.assertEqual(result.returncode, 0, topic)
             self.assertGreater(len(result.stdout), 40)
+            self.assertLessEqual(max(map(len, result.stdout.splitlines())), 100, topic)
+        for words in (["help", "help"], ["help", "--help"], ["--help"]):
+            self.assertEqual(gnomon(*words).stdout, gnomon("help").stdout, words)
         self.assertEqual(gnomon("run", "--help").stdout, gnomon("help", "run").stdout)
         self.assertIn("processor", gnomon("info").stdout)
 
@@ -113,7 +116,13 @@ class Words(unittest.TestCase):
 
     def test_usage_errors(self):
         self.one_line(gnomon("walk"), 2, "walk")
-        self.one_line(gnomon("help", "nothing"), 2, "nothing")
+        self.one_line(gnomon("help", "nothing"), 2, "nothing", "gnomon help lists them")
+        self.one_line(gnomon("help", "run", "exit"), 2, "exit", "one topic")
+        for words, meant in ((["rnu"], "run"), (["hepl"], "help"), (["--versoin"], "--version"), (["help", "exits"], "exit"),
+                             (["help", "machine_file"], "machine-file")):
+            self.one_line(gnomon(*words), 2, f"{words[-1]}: did you mean {meant}?")
+        for word in ("--kernel", "vmlinuz", ""):
+            self.one_line(gnomon(word), 2, "the first word is run, info or help")
         self.one_line(gnomon("run"), 2, "nothing to boot")
         self.one_line(gnomon("run", "--memroy", "1G"), 2, "did you mean --memory?")
         self.one_line(boot("x", "--cpus", "2"), 2, "--cpus")
@@ -227,7 +236,7 @@ class Statuses(unittest.TestCase):
 
     def test_stats_count_links_indirect_branches_and_returns(self):
         figures = json.loads(boot("i", "--stats=json").stderr)
-        for name, least in (("blocks_entered", 30000), ("chained_jumps", 20000), ("indirect_lookups", 10000), ("returns", 10000)):
+        for name, least in (("blocks_entered", 20000), ("chained_jumps", 10000), ("indirect_lookups", 10000), ("returns", 10000)):
             self.assertGreaterEqual(figures[name], least - 20, name) # links and the first lookups go through C
             self.assertLess(figures[name], least + 500, name)
         for rate in ("chain_hit_rate", "indirect_hit_rate", "return_hit_rate"):
