@@ -87,9 +87,9 @@ static void sensitive(struct ginsn *g, unsigned op)
 static void check_fpu(struct translation *t, struct ginsn *g)
 {
     uint32_t k = t->key;
-    switch (g->z.meta.isa_ext) {
+    switch (g->z->meta.isa_ext) {
     case ZYDIS_ISA_EXT_X87:
-        if (g->z.mnemonic == ZYDIS_MNEMONIC_FWAIT) {
+        if (g->z->mnemonic == ZYDIS_MNEMONIC_FWAIT) {
             if ((k & (KEY_TS | KEY_MP)) == (KEY_TS | KEY_MP))
                 sensitive(g, OP_NM);
         } else if (k & (KEY_TS | KEY_EM)) {
@@ -105,7 +105,7 @@ static void check_fpu(struct translation *t, struct ginsn *g)
     default: break;
     }
     bool vector = false;
-    for (unsigned i = 0; i < g->z.operand_count; i++) {
+    for (unsigned i = 0; i < g->z->operand_count; i++) {
         if (g->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
         switch (ZydisRegisterGetClass(g->op[i].reg.value)) {
@@ -117,7 +117,7 @@ static void check_fpu(struct translation *t, struct ginsn *g)
         default: break;
         }
     }
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_LDMXCSR:
     case ZYDIS_MNEMONIC_STMXCSR:
     case ZYDIS_MNEMONIC_VLDMXCSR:
@@ -126,9 +126,9 @@ static void check_fpu(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_VZEROUPPER: vector = true; break;
     default: break;
     }
-    bool evex = g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
-    bool vex = g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
-    if (evex || (vex && g->z.meta.isa_ext == ZYDIS_ISA_EXT_AVX512VEX)) {
+    bool evex = g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
+    bool vex = g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+    if (evex || (vex && g->z->meta.isa_ext == ZYDIS_ISA_EXT_AVX512VEX)) {
         if (!(k & KEY_AVX512) || !(k & KEY_OSXSAVE) || !(k & KEY_PE) || k & KEY_VM)
             sensitive(g, OP_UD);
         else if (k & KEY_TS)
@@ -166,7 +166,7 @@ static bool offered(ZydisISAExt extension)
 
 void classify(struct translation *t, struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     g->cls = CLASS_PLAIN;
     g->sens = 0;
     if (z->meta.category == ZYDIS_CATEGORY_COND_BR && z->mnemonic != ZYDIS_MNEMONIC_XBEGIN)
@@ -232,7 +232,7 @@ void classify(struct translation *t, struct ginsn *g)
 
 void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *in)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     struct fields f = insn_fields(g);
     *in = (struct insn){.op = g->sens, .len = z->length, .op_size = (uint8_t)(z->operand_width / 8),
                         .addr_size = (uint8_t)(z->address_width / 8), .reg = (uint8_t)f.reg, .rm = (uint8_t)f.rm,
@@ -255,7 +255,7 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
             if (o->type != ZYDIS_OPERAND_TYPE_MEMORY)
                 continue;
             in->is_mem = 1;
-            in->disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+            in->disp = o->mem.disp.has_displacement ? g->disp : 0;
             if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
                 in->disp += (int64_t)(g->rip + z->length);
             else if (o->mem.base != ZYDIS_REGISTER_NONE)
@@ -285,7 +285,7 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
     if ((g->cls == CLASS_STRING || in->op == OP_OUTS) && z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && in->sreg < SEG_FS)
         in->sreg = SEG_DS;
     if (z->raw.imm[0].size)
-        in->imm = z->raw.imm[0].is_signed ? (uint64_t)z->raw.imm[0].value.s : z->raw.imm[0].value.u;
+        in->imm = g->imm;
     switch (in->op) {
     case OP_MOV_FROM_SREG: in->reg = (uint8_t)segment_number(g, 1); break;
     case OP_MOV_TO_SREG:
@@ -333,7 +333,7 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
 static void fill_gather(const struct ginsn *g, struct insn *in, struct gather *x)
 {
     const ZydisDecodedOperand *mem = NULL, *data = NULL, *mask = NULL;
-    for (unsigned i = 0; i < g->z.operand_count; i++) {
+    for (unsigned i = 0; i < g->z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = o;
@@ -345,12 +345,12 @@ static void fill_gather(const struct ginsn *g, struct insn *in, struct gather *x
     }
     if (!mem || !data || !mask)
         return;
-    x->evex = g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
-    x->scatter = (g->z.opcode & 0xf0) == 0xa0;
-    unsigned prefix = x->evex ? g->z.raw.evex.offset : g->z.raw.vex.offset;
+    x->evex = g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
+    x->scatter = (g->z->opcode & 0xf0) == 0xa0;
+    unsigned prefix = x->evex ? g->z->raw.evex.offset : g->z->raw.vex.offset;
     x->element = g->bytes[prefix + 2] & 0x80 ? 8 : 4; // VEX.W and EVEX.W are both bit 7 of that byte
-    x->index_size = g->z.opcode & 1 ? 8 : 4;
-    x->vector = (uint8_t)(g->z.avx.vector_length / 8);
+    x->index_size = g->z->opcode & 1 ? 8 : 4;
+    x->vector = (uint8_t)(g->z->avx.vector_length / 8);
     x->data = (uint8_t)ZydisRegisterGetId(data->reg.value);
     x->mask = (uint8_t)ZydisRegisterGetId(mask->reg.value);
     x->index = (uint8_t)ZydisRegisterGetId(mem->mem.index);

@@ -219,7 +219,7 @@ static void emit_landing(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
-    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    uint64_t next = (g->rip + g->z->length) & t->rip_mask;
     uint32_t begin = offset_here(t);
     if ((int64_t)next == (int32_t)next) {
         a_rex(a, 8, 0, 0, T0, 0); // cmp t0, next
@@ -249,7 +249,7 @@ static void emit_ret(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     unsigned size = branch_size(t, g);
-    int32_t extra = g->z.raw.imm[0].size ? (int32_t)(g->z.raw.imm[0].value.u & 0xffff) : 0;
+    int32_t extra = g->z->raw.imm[0].size ? (int32_t)(g->imm & 0xffff) : 0;
     emit_peek_stack(t, size, T0);
     if (one(t))
         emit_check_target(t, g);
@@ -277,7 +277,7 @@ static void emit_branch_to(struct translation *t, struct ginsn *g, uint64_t targ
 
 static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
 {
-    unsigned cc = g->z.opcode & 15u;
+    unsigned cc = g->z->opcode & 15u;
     if (out_of_code(t, target)) {
         uint8_t *over = a_jcc(&t->a, cc ^ 1);
         emit_bad_branch(t, g);
@@ -286,7 +286,7 @@ static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
         emit_exit_if(t, cc, target);
     }
     if (is_last(t, g))
-        emit_exit_to(t, g->rip + g->z.length);
+        emit_exit_to(t, g->rip + g->z->length);
     else
         t->ended = false; // the block goes on behind it
 }
@@ -295,8 +295,8 @@ static void emit_jcc(struct translation *t, struct ginsn *g, uint64_t target)
 static void emit_loop(struct translation *t, struct ginsn *g, uint64_t target)
 {
     struct asm_buf *a = &t->a;
-    unsigned size = g->z.address_width / 8;
-    bool jcxz = g->z.opcode == 0xe3, bad = out_of_code(t, target) && !jcxz;
+    unsigned size = g->z->address_width / 8;
+    bool jcxz = g->z->opcode == 0xe3, bad = out_of_code(t, target) && !jcxz;
     if (bad) // the counter of one that faults stays as it was
         a_store_abs(a, 8, DBT(t, tmp), H_CX);
     if (!jcxz) {
@@ -309,9 +309,9 @@ static void emit_loop(struct translation *t, struct ginsn *g, uint64_t target)
         }
     }
     uint8_t *other = NULL;
-    if (g->z.opcode == 0xe0) // LOOPNE: leave if ZF
+    if (g->z->opcode == 0xe0) // LOOPNE: leave if ZF
         other = a_jcc(a, CC_E);
-    else if (g->z.opcode == 0xe1)
+    else if (g->z->opcode == 0xe1)
         other = a_jcc(a, CC_NE);
     a_mov_rr(a, 8, T1, H_CX);
     if (size == 2)
@@ -324,7 +324,7 @@ static void emit_loop(struct translation *t, struct ginsn *g, uint64_t target)
     a_mov_rr(a, 8, H_CX, T1);
     if (other)
         a_patch(a, other);
-    uint64_t fall = g->rip + g->z.length;
+    uint64_t fall = g->rip + g->z->length;
     if (jcxz)
         emit_branch_to(t, g, target);
     else
@@ -341,21 +341,21 @@ static void emit_loop(struct translation *t, struct ginsn *g, uint64_t target)
 unsigned branch_size(const struct translation *t, const struct ginsn *g)
 {
     if (t->code_size != 8)
-        return g->z.operand_width / 8u;
+        return g->z->operand_width / 8u;
     // Intel's processors ignore 66 in 64-bit code, AMD's don't (SDM 2A JMP, APM 3 "near branches in 64-bit mode").
-    bool small = g->z.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE && !g->z.raw.rex.W && cpu_model_is_amd(t->d->v->model);
+    bool small = g->z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE && !g->z->raw.rex.W && cpu_model_is_amd(t->d->v->model);
     return small ? 2 : 8;
 }
 
 bool call_returns(const struct translation *t, const struct ginsn *g)
 {
-    bool indirect = g->z.opcode == 0xff;
-    return !out_of_code(t, (g->rip + g->z.length) & t->rip_mask) && (indirect ? t->d->context != NULL : !out_of_code(t, branch_target(t, g)));
+    bool indirect = g->z->opcode == 0xff;
+    return !out_of_code(t, (g->rip + g->z->length) & t->rip_mask) && (indirect ? t->d->context != NULL : !out_of_code(t, branch_target(t, g)));
 }
 
 uint64_t branch_target(const struct translation *t, const struct ginsn *g)
 {
-    uint64_t target = g->rip + g->z.length + (uint64_t)g->z.raw.imm[0].value.s;
+    uint64_t target = g->rip + g->z->length + (uint64_t)(int64_t)g->imm;
     if (branch_size(t, g) == 2)
         target &= 0xffff;
     return target & t->rip_mask;
@@ -368,7 +368,7 @@ static void emit_load_target(struct translation *t, struct ginsn *g)
     struct ea ea;
     unsigned found, size = branch_size(t, g);
     bool rd, wr;
-    if (mem_operand(g, &ea, &found, &rd, &wr) && g->z.raw.modrm.mod != 3) {
+    if (mem_operand(g, &ea, &found, &rd, &wr) && g->z->raw.modrm.mod != 3) {
         mem_begin(t, &ea, size, false, false);
         mem_combine(t);
         load_sized(t, size, T0);
@@ -385,7 +385,7 @@ static void emit_load_target(struct translation *t, struct ginsn *g)
 static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
 {
     struct asm_buf *a = &t->a;
-    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    uint64_t next = (g->rip + g->z->length) & t->rip_mask;
     if (out_of_code(t, target)) {
         emit_bad_branch(t, g);
         return;
@@ -421,7 +421,7 @@ static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
 static void emit_call_indirect(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
+    uint64_t next = (g->rip + g->z->length) & t->rip_mask;
     bool predicted = !one(t) && t->d->context && !out_of_code(t, next);
     emit_load_target(t, g);
     if (one(t)) {
@@ -464,13 +464,13 @@ void emit_cold_branch(struct translation *t, const struct cold *c)
 
 void emit_control(struct translation *t, struct ginsn *g)
 {
-    if (g->z.meta.category == ZYDIS_CATEGORY_COND_BR && (g->z.opcode & 0xf0) != 0xe0) {
+    if (g->z->meta.category == ZYDIS_CATEGORY_COND_BR && (g->z->opcode & 0xf0) != 0xe0) {
         emit_jcc(t, g, branch_target(t, g));
         return;
     }
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_JMP:
-        if (g->z.opcode == 0xff) {
+        if (g->z->opcode == 0xff) {
             emit_load_target(t, g);
             if (one(t))
                 emit_check_target(t, g);
@@ -481,7 +481,7 @@ void emit_control(struct translation *t, struct ginsn *g)
         }
         break;
     case ZYDIS_MNEMONIC_CALL:
-        if (g->z.opcode == 0xff)
+        if (g->z->opcode == 0xff)
             emit_call_indirect(t, g);
         else
             emit_call(t, g, branch_target(t, g));

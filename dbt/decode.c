@@ -18,11 +18,14 @@ static unsigned mode_index(const struct translation *t) { return t->code_size ==
 
 void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
 {
-    memset(&g->z, 0, sizeof g->z);
-    g->z.length = 1;
-    g->z.machine_mode = t->decoder[mode_index(t)].machine_mode;
-    g->z.operand_width = 32;
-    g->z.address_width = 32;
+    struct decoding *own = g->own;
+    memset(&own->z, 0, sizeof own->z);
+    own->z.length = 1;
+    own->z.machine_mode = t->decoder[mode_index(t)].machine_mode;
+    own->z.operand_width = 32;
+    own->z.address_width = 32;
+    g->z = &own->z;
+    g->op = own->op;
     g->cls = CLASS_SENSITIVE;
     g->sens = (uint8_t)op;
     g->has_ea = false;
@@ -81,31 +84,6 @@ static unsigned head_length(const uint8_t *p, unsigned code_size)
     return i > HEAD_MAX ? 0 : i;
 }
 
-// Whole words, for lengths that are multiples of 8: the compiler makes REP MOVS of them, which takes long to begin.
-static void copy_words(void *to, const void *from, size_t n)
-{
-    typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
-    char *t = to;
-    const char *f = from;
-    for (; n >= 16; n -= 16, t += 16, f += 16)
-        *(pair *)t = *(const pair *)f;
-    if (n)
-        memcpy(t, f, 8);
-}
-
-// Where Zydis' structures are cut: the array of prefixes is the most of one, and all but the front of an operand is for
-// memory. A look-up is mostly waiting for memory, so what is seldom there is left out.
-#define Z_FRONT     120u // multiples of 8
-#define Z_BACK      232u
-#define OP_REGISTER 48u
-#define FORM_PREFIXES 6
-_Static_assert(offsetof(ZydisDecodedInstruction, raw.prefixes) <= Z_FRONT && offsetof(ZydisDecodedInstruction, raw.encoding2) >= Z_BACK &&
-               sizeof(ZydisDecodedInstruction) % 8 == 0, "an instruction's front and back");
-_Static_assert(offsetof(ZydisDecodedOperand, reg.value) + sizeof(ZydisRegister) <= OP_REGISTER && sizeof(ZydisDecodedOperand) % 8 == 0,
-               "the front of an operand");
-_Static_assert(Z_FRONT + sizeof(ZydisDecodedInstruction) - Z_BACK + FORM_OPERANDS * sizeof(ZydisDecodedOperand) + FORM_PREFIXES * 8 <=
-               sizeof(((struct decoded *)0)->word), "room in a form");
-
 static uint64_t number(const uint8_t *p, unsigned bits, bool is_signed)
 {
     switch (bits) {
@@ -133,78 +111,51 @@ static struct decoded *form_at(struct translation *t, struct head h)
     return &t->form[(h.low ^ (h.high << 7 | h.high >> 57)) * 0x9e3779b97f4a7c15ull >> (64 - FORM_BITS)];
 }
 
-static bool decode_from(struct translation *t, const struct decoded *f, struct ginsn *g)
+// The numbers, from the bytes.
+static void take_numbers(struct ginsn *g)
 {
-    const uint64_t *from = f->word;
-    copy_words(&g->z, from, Z_FRONT);
-    from += Z_FRONT / 8;
-    copy_words((char *)&g->z + Z_BACK, from, sizeof g->z - Z_BACK);
-    from += (sizeof g->z - Z_BACK) / 8;
-    for (unsigned i = 0; i < g->z.operand_count; from += f->op[i++])
-        copy_words(&g->op[i], from, 8u * f->op[i]);
-    if (g->z.raw.prefix_count)
-        memcpy(g->z.raw.prefixes, from, sizeof g->z.raw.prefixes[0] * g->z.raw.prefix_count);
-    if (g->z.raw.disp.size) {
-        int64_t disp = (int64_t)number(g->bytes + g->z.raw.disp.offset, g->z.raw.disp.size, true);
-        g->z.raw.disp.value = disp;
-        if (f->memory >= 0)
-            g->op[f->memory].mem.disp.value = disp;
-    }
-    if (g->z.raw.imm[0].size) {
-        uint64_t imm = number(g->bytes + g->z.raw.imm[0].offset, g->z.raw.imm[0].size, g->z.raw.imm[0].is_signed);
-        g->z.raw.imm[0].value.u = imm;
-        if (f->immediate >= 0)
-            g->op[f->immediate].imm.value.u = imm;
-    }
-    if (f->key != t->key)
-        return false;
-    g->cls = f->cls;
-    g->sens = f->sens;
-    return true;
+    const ZydisDecodedInstruction *z = g->z;
+    g->disp = z->raw.disp.size ? (int64_t)number(g->bytes + z->raw.disp.offset, z->raw.disp.size, true) : 0;
+    g->imm = z->raw.imm[0].size ? number(g->bytes + z->raw.imm[0].offset, z->raw.imm[0].size, z->raw.imm[0].is_signed) : 0;
 }
 
-// Keeps what was decoded, if constraint 2 holds.
+// The numbers of what was just decoded: a displacement may be scaled (EVEX).
+static void own_numbers(struct ginsn *g)
+{
+    g->disp = g->z->raw.disp.value;
+    g->imm = g->z->raw.imm[0].value.u;
+    for (unsigned i = 0; i < g->z->operand_count; i++)
+        if (g->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && g->op[i].mem.disp.has_displacement)
+            g->disp = g->op[i].mem.disp.value;
+}
+
+// Keeps what was decoded, if constraint 2 holds. What the block at hand refers to stays.
 static struct decoded *form_keep(struct translation *t, struct head head, const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
-    int memory = -1, immediate = -1;
+    const ZydisDecodedInstruction *z = g->z;
+    struct decoded *f = form_at(t, head);
+    bool immediate = false;
     if (z->raw.imm[1].size || z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
-        head_bytes(head) + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS || z->raw.prefix_count > FORM_PREFIXES)
+        head_bytes(head) + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS ||
+        (f->head.high && f->block == t->block_number))
         return NULL;
     for (unsigned i = 0; i < z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
-        if (o->encoding == ZYDIS_OPERAND_ENCODING_IS4)
+        if (o->encoding == ZYDIS_OPERAND_ENCODING_IS4 || o->type == ZYDIS_OPERAND_TYPE_POINTER)
             return NULL;
-        if (o->type == ZYDIS_OPERAND_TYPE_POINTER)
+        if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.disp.has_displacement && o->mem.disp.value != z->raw.disp.value)
             return NULL;
-        if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.disp.has_displacement) {
-            if (memory >= 0 || o->mem.disp.value != z->raw.disp.value)
+        // Without bytes of its own it is the one that D0 and D1 shift by.
+        if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && o->encoding != ZYDIS_OPERAND_ENCODING_NONE && z->raw.imm[0].size) {
+            if (immediate || o->imm.value.u != z->raw.imm[0].value.u)
                 return NULL;
-            memory = (int)i;
-        }
-        if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && o->encoding != ZYDIS_OPERAND_ENCODING_NONE) {
-            if (!z->raw.imm[0].size)
-                continue; // D0, D1: the one shifted by
-            if (immediate >= 0 || o->imm.value.u != z->raw.imm[0].value.u)
-                return NULL;
-            immediate = (int)i;
+            immediate = true;
         }
     }
-    struct decoded *f = form_at(t, head);
     f->head = head;
-    f->memory = (int8_t)memory;
-    f->immediate = (int8_t)immediate;
-    f->length = z->length;
-    uint64_t *to = f->word;
-    copy_words(to, z, Z_FRONT);
-    to += Z_FRONT / 8;
-    copy_words(to, (const char *)z + Z_BACK, sizeof *z - Z_BACK);
-    to += (sizeof *z - Z_BACK) / 8;
-    for (unsigned i = 0; i < z->operand_count; to += f->op[i++]) {
-        f->op[i] = g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER ? OP_REGISTER / 8 : sizeof g->op[i] / 8;
-        copy_words(to, &g->op[i], 8u * f->op[i]);
-    }
-    memcpy(to, z->raw.prefixes, sizeof z->raw.prefixes[0] * z->raw.prefix_count);
+    f->block = t->block_number;
+    f->z = *z;
+    memcpy(f->op, g->op, sizeof g->op[0] * z->operand_count);
     return f;
 }
 
@@ -257,9 +208,15 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
     g->rip = rip;
     if (make_head(t, g->bytes, len, &head)) {
         f = form_at(t, head);
-        if (f->head.low == head.low && f->head.high == head.high && f->length <= len) {
-            if (decode_from(t, f, g)) {
-                mem_find_operand(g);
+        if (f->head.low == head.low && f->head.high == head.high && f->z.length <= len) {
+            f->block = t->block_number;
+            g->z = &f->z;
+            g->op = f->op;
+            take_numbers(g);
+            mem_find_operand(g);
+            if (f->key == t->key) {
+                g->cls = f->cls;
+                g->sens = f->sens;
                 return true;
             }
             goto classify;
@@ -268,17 +225,21 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
     }
     ZydisDecoderContext context;
     ZydisDecoder *decoder = &t->decoder[mode_index(t)];
-    ZyanStatus status = ZydisDecoderDecodeInstruction(decoder, &context, g->bytes, len, &g->z);
+    struct decoding *own = g->own;
+    ZyanStatus status = ZydisDecoderDecodeInstruction(decoder, &context, g->bytes, len, &own->z);
     if (status == ZYDIS_STATUS_NO_MORE_DATA && len < MAX_LENGTH)
         return false;
-    if (ZYAN_FAILED(status) || ZYAN_FAILED(ZydisDecoderDecodeOperands(decoder, &context, &g->z, g->op, g->z.operand_count))) {
+    if (ZYAN_FAILED(status) || ZYAN_FAILED(ZydisDecoderDecodeOperands(decoder, &context, &own->z, own->op, own->z.operand_count))) {
         cannot_decode(t, g, status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || status == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
         return true;
     }
+    g->z = &own->z;
+    g->op = own->op;
+    own_numbers(g);
+    mem_find_operand(g);
     if (head_bytes(head))
         f = form_keep(t, head, g);
 classify:
-    mem_find_operand(g);
     classify(t, g);
     if (f) {
         f->key = t->key;

@@ -9,7 +9,7 @@ static bool is_gpr(const ZydisDecodedOperand *o)
 
 struct fields insn_fields(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     struct fields f = {0};
     unsigned r = 0, b = 0, v = 0;
     switch (z->encoding) {
@@ -47,7 +47,7 @@ struct fields insn_fields(const struct ginsn *g)
 
 static unsigned tail_offset(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     if (z->raw.modrm.offset)
         return z->raw.modrm.offset + 1u + (z->raw.sib.offset ? 1u : 0u) + z->raw.disp.size / 8u;
     return z->raw.imm[0].size ? z->raw.imm[0].offset : z->length;
@@ -69,12 +69,12 @@ static void emit_rm(struct translation *t, const struct ginsn *g, const struct e
         a32(a, (uint32_t)t->based_disp);
         break;
     case ENC_T1: a_modrm(a, 0, reg, T1); break;
-    case ENC_ABS: a_abs(a, reg, e->abs, g->z.length - tail); break;
+    case ENC_ABS: a_abs(a, reg, e->abs, g->z->length - tail); break;
     }
     uint8_t rest[16];
-    unsigned n = g->z.length - tail;
+    unsigned n = g->z->length - tail;
     memcpy(rest, g->bytes + tail, n);
-    for (unsigned i = 0; i < g->z.operand_count && t->code_size != 8; i++)
+    for (unsigned i = 0; i < g->z->operand_count && t->code_size != 8; i++)
         if (n && g->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
             rest[n - 1] &= 0x7f; // bit 7 of the register number is ignored outside 64-bit mode
     a_bytes(a, rest, n);
@@ -83,7 +83,7 @@ static void emit_rm(struct translation *t, const struct ginsn *g, const struct e
 static void encode_legacy(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
     struct asm_buf *a = &t->a;
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     struct fields f = insn_fields(g);
     bool opsize = false, lock = false;
     unsigned mandatory = 0, rep = 0;
@@ -174,12 +174,12 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
 static void encode_vex(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
     struct asm_buf *a = &t->a;
-    const uint8_t *p = g->bytes + g->z.raw.vex.offset;
+    const uint8_t *p = g->bytes + g->z->raw.vex.offset;
     struct fields f = insn_fields(g);
     unsigned reg = e->reg >= 0 ? (unsigned)e->reg : f.reg;
     unsigned rm = e->rm >= 0 ? (unsigned)e->rm : f.rm;
     unsigned map = p[0] == 0xc4 ? p[1] & 31 : 1, last = p[0] == 0xc4 ? p[2] : p[1] & 0x7f;
-    if (g->z.machine_mode != ZYDIS_MACHINE_MODE_LONG_64)
+    if (g->z->machine_mode != ZYDIS_MACHINE_MODE_LONG_64)
         last |= 0x40; // vvvv[3] is ignored there
     if (e->vreg >= 0)
         last = (last & ~0x78u) | (~(unsigned)e->vreg & 15) << 3;
@@ -193,17 +193,17 @@ static void encode_vex(struct translation *t, const struct ginsn *g, const struc
         a8(a, (r ? 0 : 0x80) | (x ? 0 : 0x40) | (b ? 0 : 0x20) | map);
         a8(a, last);
     }
-    a8(a, g->z.opcode);
-    if (g->z.raw.modrm.offset)
+    a8(a, g->z->opcode);
+    if (g->z->raw.modrm.offset)
         emit_rm(t, g, e, reg & 7, rm & 7);
 }
 
 static void encode_evex(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
     struct asm_buf *a = &t->a;
-    const uint8_t *p = g->bytes + g->z.raw.evex.offset;
-    bool m64 = g->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
-    unsigned p0 = p[1], p1 = p[2], p2 = p[3], reg = g->z.raw.modrm.reg, rm = g->z.raw.modrm.rm;
+    const uint8_t *p = g->bytes + g->z->raw.evex.offset;
+    bool m64 = g->z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
+    unsigned p0 = p[1], p1 = p[2], p2 = p[3], reg = g->z->raw.modrm.reg, rm = g->z->raw.modrm.rm;
     if (!m64) { // only eight registers: the extension bits are ignored or must be one
         p0 |= 0xf0;
         p1 |= 0x40;
@@ -227,13 +227,13 @@ static void encode_evex(struct translation *t, const struct ginsn *g, const stru
     a8(a, p0);
     a8(a, p1);
     a8(a, p2);
-    a8(a, g->z.opcode);
+    a8(a, g->z->opcode);
     emit_rm(t, g, e, reg, rm);
 }
 
 void encode(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
-    switch (g->z.encoding) {
+    switch (g->z->encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_VEX: encode_vex(t, g, e); break;
     case ZYDIS_INSTRUCTION_ENCODING_EVEX: encode_evex(t, g, e); break;
     default: encode_legacy(t, g, e); break;
@@ -252,7 +252,7 @@ static unsigned gpr_uses(const struct ginsn *g, struct enc *e, struct gpr_use us
 {
     struct fields f = insn_fields(g);
     unsigned n = 0;
-    for (unsigned i = 0; i < g->z.operand_count && n < 4; i++) {
+    for (unsigned i = 0; i < g->z->operand_count && n < 4; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
         if (!is_gpr(o) || o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
             continue;
@@ -267,7 +267,7 @@ static unsigned gpr_uses(const struct ginsn *g, struct enc *e, struct gpr_use us
         case ZYDIS_OPERAND_ENCODING_NDSNDD: u.field = &e->vreg, u.guest = f.vreg; break;
         default: continue; // implicit: AX, CX, DX, BX are themselves in the host
         }
-        if (u.size == 1 && g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && !f.rex && u.guest >= 4) {
+        if (u.size == 1 && g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && !f.rex && u.guest >= 4) {
             u.high = true; // AH CH DH BH
         }
         use[n++] = u;
@@ -278,7 +278,7 @@ static unsigned gpr_uses(const struct ginsn *g, struct enc *e, struct gpr_use us
 // Instructions whose r/m source may simply be the memory home of the register: same operation with a memory operand.
 static bool rm_may_be_memory(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || !z->raw.modrm.offset || z->operand_width < 32)
         return false;
     if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
@@ -300,7 +300,7 @@ static uint8_t guest_of_host(unsigned host)
 // Those of 64 bits whose r/m destination may be it.
 static bool rm_may_be_written_in_memory(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || !z->raw.modrm.offset || z->operand_width != 64 ||
         z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
         return false;
@@ -315,7 +315,7 @@ static bool rm_may_be_written_in_memory(const struct ginsn *g)
 // OP r/m, r that can as well be OP r, r/m.
 static bool has_other_direction(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && z->operand_width >= 32 &&
            z->raw.modrm.offset && z->raw.modrm.mod == 3 && ((z->opcode < 0x40 && (z->opcode & 7) == 1) || z->opcode == 0x89);
 }
@@ -327,7 +327,7 @@ static unsigned free_host(const struct ginsn *g, const struct enc *e, unsigned t
     for (unsigned i = 0; i < sizeof candidates; i++) {
         int c = candidates[i];
         if (c != e->reg && c != e->rm && c != e->vreg && c != e->opreg && !(taken >> c & 1) &&
-            !(c == H_BX && g->z.operand_count > g->z.operand_count_visible))
+            !(c == H_BX && g->z->operand_count > g->z->operand_count_visible))
             return (unsigned)c;
     }
     return H_8;
@@ -338,7 +338,7 @@ static bool needs_alignment(const struct translation *t, const struct ginsn *g, 
 {
     if (size < 16)
         return false;
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_SHA1MSG1: case ZYDIS_MNEMONIC_SHA1MSG2: case ZYDIS_MNEMONIC_SHA1NEXTE:
     case ZYDIS_MNEMONIC_SHA1RNDS4: case ZYDIS_MNEMONIC_SHA256MSG1: case ZYDIS_MNEMONIC_SHA256MSG2:
     case ZYDIS_MNEMONIC_SHA256RNDS2: return !t->sha_unaligned;
@@ -350,46 +350,46 @@ static bool needs_alignment(const struct translation *t, const struct ginsn *g, 
     case ZYDIS_MNEMONIC_VMOVNTDQ: case ZYDIS_MNEMONIC_VMOVNTDQA: case ZYDIS_MNEMONIC_CMPXCHG16B: return true;
     default: break;
     }
-    return g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 && g->z.meta.isa_ext != ZYDIS_ISA_EXT_BASE;
+    return g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 && g->z->meta.isa_ext != ZYDIS_ISA_EXT_BASE;
 }
 
 // Instructions that may leave parts of their memory operand alone.
 static bool is_masked(const struct ginsn *g)
 {
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
     case ZYDIS_MNEMONIC_VMASKMOVPD:
     case ZYDIS_MNEMONIC_VPMASKMOVD:
     case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
     default:
-        return g->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && g->z.avx.mask.mode > ZYDIS_MASK_MODE_DISABLED &&
-               g->z.avx.mask.reg != ZYDIS_REGISTER_K0;
+        return g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && g->z->avx.mask.mode > ZYDIS_MASK_MODE_DISABLED &&
+               g->z->avx.mask.reg != ZYDIS_REGISTER_K0;
     }
 }
 
 // x87 and MMX instructions first raise the exception that is pending, except those that look at it.
 static bool waits_for_x87(const struct ginsn *g)
 {
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_FNSTCW:
     case ZYDIS_MNEMONIC_FNSTSW: return false;
     case ZYDIS_MNEMONIC_FISTTP: return true;
     default: break;
     }
-    for (unsigned i = 0; i < g->z.operand_count; i++)
+    for (unsigned i = 0; i < g->z->operand_count; i++)
         if (g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && g->op[i].reg.value >= ZYDIS_REGISTER_MM0 && g->op[i].reg.value <= ZYDIS_REGISTER_MM7)
             return true;
-    return g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    return g->z->meta.isa_ext == ZYDIS_ISA_EXT_X87;
 }
 
 // x87 instructions with a memory operand, except control instructions (SDM 1 8.1.8).
 static bool sets_data_pointer(const struct ginsn *g)
 {
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_FNSTCW:
     case ZYDIS_MNEMONIC_FNSTSW:
     case ZYDIS_MNEMONIC_FLDCW: return false;
-    default: return g->z.mnemonic == ZYDIS_MNEMONIC_FISTTP || g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    default: return g->z->mnemonic == ZYDIS_MNEMONIC_FISTTP || g->z->meta.isa_ext == ZYDIS_ISA_EXT_X87;
     }
 }
 
@@ -423,7 +423,7 @@ void emit_plain(struct translation *t, struct ginsn *g)
         high |= use[i].high;
     if (mem) {
         // An x87 store that raises an unmasked exception stores nothing.
-        bool keeps = wr && (rd || g->z.meta.isa_ext == ZYDIS_ISA_EXT_X87 || g->z.mnemonic == ZYDIS_MNEMONIC_FISTTP);
+        bool keeps = wr && (rd || g->z->meta.isa_ext == ZYDIS_ISA_EXT_X87 || g->z->mnemonic == ZYDIS_MNEMONIC_FISTTP);
         t->operand = operand_rules(t, g, size);
         mem_begin(t, &ea, size, wr, keeps);
         twice = bounce(t) && wr && t->operand & SLOW_MASKED;
@@ -470,8 +470,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
             scratch_host[s] = 0xff;
         }
         scratch_write[s] |= u->write;
-        scratch_read[s] |= u->read || u->size < 4 || u->maybe || g->z.mnemonic == ZYDIS_MNEMONIC_BSF ||
-                           g->z.mnemonic == ZYDIS_MNEMONIC_BSR; // a source of zero leaves the destination alone
+        scratch_read[s] |= u->read || u->size < 4 || u->maybe || g->z->mnemonic == ZYDIS_MNEMONIC_BSF ||
+                           g->z->mnemonic == ZYDIS_MNEMONIC_BSR; // a source of zero leaves the destination alone
         *u->field = -2 - (int)s;
     }
     if (e.flip) {

@@ -53,6 +53,9 @@ static const struct need needs[] = {
 
 void decoders_init(struct translation *t, const struct cpu_model *m)
 {
+    for (unsigned i = 0; i < MAX_INSNS; i++)
+        t->insn[i].own = &t->decoding[i];
+    t->peek.own = &t->decoding[MAX_INSNS];
     ZydisDecoderInit(&t->decoder[0], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
     ZydisDecoderInit(&t->decoder[1], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
     ZydisDecoderInit(&t->decoder[2], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
@@ -80,7 +83,7 @@ void features_init(struct translation *t, const struct cpu_model *m)
 
 static bool uses_mmx(const struct ginsn *g)
 {
-    for (unsigned i = 0; i < g->z.operand_count; i++)
+    for (unsigned i = 0; i < g->z->operand_count; i++)
         if (g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(g->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
             return true;
     return false;
@@ -91,7 +94,7 @@ enum verdict { HAS_NOT, HAS, BY_SET };
 // Where the set is too coarse.
 static enum verdict has_mnemonic(const struct translation *t, const struct ginsn *g, const struct cpu_model *m)
 {
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_RDTSC: return cpu_model_has(m, CPU_TSC);
     case ZYDIS_MNEMONIC_RDMSR:
     case ZYDIS_MNEMONIC_WRMSR: return cpu_model_has(m, CPU_MSR);
@@ -132,5 +135,5 @@ bool feature_offered(const struct translation *t, const struct ginsn *g)
     enum verdict v = has_mnemonic(t, g, t->d->v->model);
     if (v != BY_SET)
         return v == HAS;
-    return g->z.meta.isa_set <= ZYDIS_ISA_SET_MAX_VALUE && t->has_set[g->z.meta.isa_set];
+    return g->z->meta.isa_set <= ZYDIS_ISA_SET_MAX_VALUE && t->has_set[g->z->meta.isa_set];
 }

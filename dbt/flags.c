@@ -18,16 +18,16 @@ uint32_t flags_read(const struct ginsn *g)
         return FL_ARITH;
     if (g->cls == CLASS_INLINE && g->sens == OP_PUSHF)
         return FL_ARITH;
-    return g->z.cpu_flags ? g->z.cpu_flags->tested & FL_ARITH : 0;
+    return g->z->cpu_flags ? g->z->cpu_flags->tested & FL_ARITH : 0;
 }
 
 uint32_t flags_killed(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = &g->z;
+    const ZydisDecodedInstruction *z = g->z;
     if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return 0;
     uint32_t written = (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & FL_ARITH;
-    bool counted = z->raw.imm[0].size ? z->raw.imm[0].value.u & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
+    bool counted = z->raw.imm[0].size ? g->imm & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
     switch (z->mnemonic) {
     case ZYDIS_MNEMONIC_AND:
     case ZYDIS_MNEMONIC_OR:
@@ -51,7 +51,7 @@ static bool accesses_memory(const struct ginsn *g)
     struct ea ea;
     unsigned size;
     bool rd, wr;
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_CALL:
     case ZYDIS_MNEMONIC_RET:
     case ZYDIS_MNEMONIC_PUSH:
@@ -66,7 +66,7 @@ static bool accesses_memory(const struct ginsn *g)
 
 static bool writes_flags(const struct ginsn *g)
 {
-    const ZydisAccessedFlags *f = g->z.cpu_flags;
+    const ZydisAccessedFlags *f = g->z->cpu_flags;
     return f && (f->modified | f->set_0 | f->set_1 | f->undefined) & FL_ARITH;
 }
 

@@ -12,7 +12,7 @@ bool can_inline(const struct translation *t, const struct ginsn *g)
     case OP_STI: return level0;
     case OP_SWAPGS: return level0 && t->code_size == 8;
     case OP_RDTSC: return !(t->key & KEY_TSD);
-    case OP_PUSHF: return !(t->key & KEY_VM) && t->code_size == 8 && g->z.operand_width == 64;
+    case OP_PUSHF: return !(t->key & KEY_VM) && t->code_size == 8 && g->z->operand_width == 64;
     case OP_STAC:
     case OP_CLAC: return level0 && t->code_size == 8 && t->key & KEY_SMAP;
     default: return false;
@@ -92,7 +92,7 @@ static void emit_ac(struct translation *t, struct ginsn *g)
     struct asm_buf *a = &t->a;
     struct dbt *d = t->d;
     struct block *b = t->b;
-    uint64_t next = g->rip + g->z.length;
+    uint64_t next = g->rip + g->z->length;
     unsigned kind = g->sens == OP_STAC ? TLB_KERNEL_AC : TLB_KERNEL;
     uint32_t key = (b->key & ~(KEY_TLB_MASK | KEY_NOMERGE)) | kind << KEY_TLB_SHIFT;
     struct context *from = d->context, *to = mode_context(d, key);

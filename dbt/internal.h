@@ -25,9 +25,17 @@ struct ea { // a memory operand: registers by guest number
     int64_t disp;
 };
 
-struct ginsn { // one decoded guest instruction
+struct decoding {
     ZydisDecodedInstruction z;
     ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+};
+
+struct ginsn { // one decoded guest instruction
+    const ZydisDecodedInstruction *z; // what is kept for its head, or `own`; of the latter alone the numbers in it hold
+    const ZydisDecodedOperand *op;
+    struct decoding *own;
+    int64_t disp;        // displacement and first immediate
+    uint64_t imm;
     uint8_t bytes[16];
     uint64_t rip;
     uint32_t live;       // arithmetic flags live before it
@@ -82,12 +90,11 @@ struct head { // an instruction's bytes before displacement and immediate; bits 
 
 struct decoded { // what was decoded for a head (decode.c)
     _Alignas(64) struct head head;
-    uint32_t key; // of cls and sens
+    uint32_t key;   // of cls and sens
+    uint32_t block; // that uses it: the number of the last one
     uint8_t cls, sens;
-    int8_t memory, immediate;  // operands that hold the numbers, -1: none
-    uint8_t op[FORM_OPERANDS]; // words of each operand
-    uint8_t length;            // of the instruction
-    uint64_t word[76];         // the instruction without prefixes, its operands, its prefixes
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[FORM_OPERANDS];
 };
 
 struct merge_group { // accesses off one register that one check covers (merge.c)
@@ -112,6 +119,8 @@ struct translation {
     bool has_set[ZYDIS_ISA_SET_MAX_VALUE + 1]; // features.c: instruction sets the guest's model has
     uint16_t rule_of[ZYDIS_MNEMONIC_MAX_VALUE + 1]; // classify.c: 1 + index of the mnemonic's rule, 0: none
     struct ginsn insn[MAX_INSNS];
+    struct decoding decoding[MAX_INSNS + 1]; // the last is peek's
+    uint32_t block_number;
     unsigned count;
     unsigned side_exits;
     struct exit exit[MAX_EXITS];

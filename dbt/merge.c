@@ -23,23 +23,23 @@ static bool constant_change(const struct ginsn *g, unsigned *reg, int64_t *chang
     const ZydisDecodedOperand *o = g->op;
     if (g->cls != CLASS_PLAIN && g->cls != CLASS_CONTROL)
         return false;
-    if (g->z.operand_width != 64 || o[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
+    if (g->z->operand_width != 64 || o[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
         !gpr_is_64(o[0].reg.value))
         return false;
     *reg = gpr_number(o[0].reg.value);
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_INC: *change = 1; return true;
     case ZYDIS_MNEMONIC_DEC: *change = -1; return true;
     case ZYDIS_MNEMONIC_ADD:
     case ZYDIS_MNEMONIC_SUB:
         if (o[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
             return false;
-        *change = g->z.mnemonic == ZYDIS_MNEMONIC_ADD ? o[1].imm.value.s : -o[1].imm.value.s;
+        *change = g->z->mnemonic == ZYDIS_MNEMONIC_ADD ? (int64_t)g->imm : -(int64_t)g->imm;
         return true;
     case ZYDIS_MNEMONIC_LEA:
         if (o[1].mem.base != o[0].reg.value || o[1].mem.index != ZYDIS_REGISTER_NONE)
             return false;
-        *change = o[1].mem.disp.has_displacement ? o[1].mem.disp.value : 0;
+        *change = o[1].mem.disp.has_displacement ? g->disp : 0;
         return true;
     default: return false;
     }
@@ -48,8 +48,8 @@ static bool constant_change(const struct ginsn *g, unsigned *reg, int64_t *chang
 // Bytes an instruction of the stack group adds to RSP, if that is all it does to it.
 static bool stack_change(const struct ginsn *g, int64_t *change)
 {
-    int64_t size = g->z.operand_width == 16 ? 2 : 8;
-    switch (g->z.mnemonic) {
+    int64_t size = g->z->operand_width == 16 ? 2 : 8;
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_PUSH: *change = -size; return g->cls == CLASS_CONTROL;
     case ZYDIS_MNEMONIC_POP:
         *change = size;
@@ -72,12 +72,12 @@ static unsigned accesses(const struct translation *t, const struct ginsn *g, str
 {
     struct ea ea;
     unsigned size, n = 0;
-    bool rd, wr, stack = g->z.mnemonic == ZYDIS_MNEMONIC_PUSH || g->z.mnemonic == ZYDIS_MNEMONIC_POP ||
-                         g->z.mnemonic == ZYDIS_MNEMONIC_CALL || g->z.mnemonic == ZYDIS_MNEMONIC_RET;
-    unsigned slot = g->z.operand_width == 16 ? 2 : 8;
+    bool rd, wr, stack = g->z->mnemonic == ZYDIS_MNEMONIC_PUSH || g->z->mnemonic == ZYDIS_MNEMONIC_POP ||
+                         g->z->mnemonic == ZYDIS_MNEMONIC_CALL || g->z->mnemonic == ZYDIS_MNEMONIC_RET;
+    unsigned slot = g->z->operand_width == 16 ? 2 : 8;
     if (g->cls != CLASS_PLAIN && g->cls != CLASS_CONTROL)
         return 0;
-    bool explicit_mem = g->z.raw.modrm.offset && g->z.raw.modrm.mod != 3 && g->z.mnemonic != ZYDIS_MNEMONIC_LEA &&
+    bool explicit_mem = g->z->raw.modrm.offset && g->z->raw.modrm.mod != 3 && g->z->mnemonic != ZYDIS_MNEMONIC_LEA &&
                         mem_operand(g, &ea, &size, &rd, &wr);
     struct found operand = {.base = -1};
     if (explicit_mem && ea.index < 0 && ea.base >= 0 && ea.addr_size == 8 && ea.sreg < SEG_FS && size && size <= 64 &&
@@ -88,7 +88,7 @@ static unsigned accesses(const struct translation *t, const struct ginsn *g, str
             f[n++] = operand;
         return n;
     }
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_CALL:
         if (explicit_mem)
@@ -110,14 +110,14 @@ static void track(struct tracked r[16], const struct ginsn *g)
 {
     unsigned reg;
     int64_t change;
-    if (g->z.meta.category == ZYDIS_CATEGORY_CALL) { // whatever was called may have changed all of them
+    if (g->z->meta.category == ZYDIS_CATEGORY_CALL) { // whatever was called may have changed all of them
         for (unsigned i = 0; i < 16; i++)
             r[i] = (struct tracked){r[i].version + 1, 0};
         return;
     }
     if (stack_change(g, &change)) {
         r[RSP].offset += change;
-        if (g->z.mnemonic != ZYDIS_MNEMONIC_POP)
+        if (g->z->mnemonic != ZYDIS_MNEMONIC_POP)
             return;
         if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
             reg = gpr_number(g->op[0].reg.value);
@@ -130,7 +130,7 @@ static void track(struct tracked r[16], const struct ginsn *g)
         r[reg].offset += change;
         return;
     }
-    for (unsigned i = 0; i < g->z.operand_count; i++) {
+    for (unsigned i = 0; i < g->z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
         if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
             continue;

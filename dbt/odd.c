@@ -7,7 +7,7 @@ static void emit_bit_offset(struct translation *t, struct ginsn *g)
     // BT/BTS/BTR/BTC [mem], reg: the bit offset also selects the operand-sized unit it is in (SDM vol. 2, BT)
     struct asm_buf *a = &t->a;
     struct ea ea;
-    unsigned size, width = g->z.operand_width / 8u, reg = insn_fields(g).reg;
+    unsigned size, width = g->z->operand_width / 8u, reg = insn_fields(g).reg;
     bool rd, wr;
     mem_operand(g, &ea, &size, &rd, &wr);
     unsigned log = width == 8 ? 6 : width == 4 ? 5 : 4;
@@ -60,7 +60,7 @@ void emit_nothing(struct translation *t, struct ginsn *g)
     struct ea ea;
     unsigned size;
     bool rd, wr;
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_CLFLUSH:
     case ZYDIS_MNEMONIC_CLFLUSHOPT:
     case ZYDIS_MNEMONIC_CLWB:
@@ -74,24 +74,24 @@ void emit_nothing(struct translation *t, struct ginsn *g)
 void emit_odd(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_BT:
     case ZYDIS_MNEMONIC_BTS:
     case ZYDIS_MNEMONIC_BTR:
     case ZYDIS_MNEMONIC_BTC: emit_bit_offset(t, g); break;
     case ZYDIS_MNEMONIC_LEA: {
-        struct ea ea = {.base = -1, .index = -1, .scale = 1, .addr_size = g->z.address_width / 8u};
+        struct ea ea = {.base = -1, .index = -1, .scale = 1, .addr_size = g->z->address_width / 8u};
         const ZydisDecodedOperandMem *m = &g->op[1].mem;
         if (m->disp.has_displacement)
-            ea.disp = m->disp.value;
+            ea.disp = g->disp;
         if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP)
-            ea.disp += (int64_t)(g->rip + g->z.length);
+            ea.disp += (int64_t)(g->rip + g->z->length);
         else if (m->base != ZYDIS_REGISTER_NONE)
             ea.base = (int)gpr_number(m->base);
         if (m->index != ZYDIS_REGISTER_NONE)
             ea.index = (int)gpr_number(m->index);
         ea.scale = m->scale ? m->scale : 1;
-        unsigned r = insn_fields(g).reg, size = g->z.operand_width / 8u, h = host_reg(r);
+        unsigned r = insn_fields(g).reg, size = g->z->operand_width / 8u, h = host_reg(r);
         if (ea.addr_size == 8 && h != HOMED && size >= 4 && (ea.base >= 0 || ea.index >= 0) &&
             (ea.base < 0 || host_reg((unsigned)ea.base) != HOMED) && (ea.index < 0 || host_reg((unsigned)ea.index) != HOMED)) {
             if (ea.base < 0)
@@ -112,7 +112,7 @@ void emit_odd(struct translation *t, struct ginsn *g)
         assign_sized(t, size, r);
         break;
     }
-    case ZYDIS_MNEMONIC_PAUSE: a_bytes(a, g->bytes, g->z.length); break; // with REX.B it is XCHG R8
+    case ZYDIS_MNEMONIC_PAUSE: a_bytes(a, g->bytes, g->z->length); break; // with REX.B it is XCHG R8
     case ZYDIS_MNEMONIC_SALC: // AL = CF ? FFh : 0, flags kept
         a_bytes(a, "\x0f\x92\xc0", 3); // setc al
         a_bytes(a, "\x0f\xb6\xe8", 3); // movzx ebp, al
@@ -123,12 +123,12 @@ void emit_odd(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_VZEROALL:
     case ZYDIS_MNEMONIC_VZEROUPPER:
         if (t->code_size == 8) {
-            a_bytes(a, g->bytes, g->z.length);
+            a_bytes(a, g->bytes, g->z->length);
             break;
         }
         for (unsigned r = 0; r < 8; r++) { // registers 8-15 stay as they are outside 64-bit mode
             a_bytes(a, "\xc5", 1);
-            if (g->z.mnemonic == ZYDIS_MNEMONIC_VZEROALL) { // vpxor xmm, xmm, xmm
+            if (g->z->mnemonic == ZYDIS_MNEMONIC_VZEROALL) { // vpxor xmm, xmm, xmm
                 a8(a, 0x80 | (~r & 15) << 3 | 1);
                 a8(a, 0xef);
             } else { // vmovdqa xmm, xmm
@@ -139,7 +139,7 @@ void emit_odd(struct translation *t, struct ginsn *g)
         }
         break;
     case ZYDIS_MNEMONIC_XLAT: {
-        struct ea ea = {.base = EA_IN_T0, .index = -1, .scale = 1, .addr_size = g->z.address_width / 8u, .sreg = SEG_DS};
+        struct ea ea = {.base = EA_IN_T0, .index = -1, .scale = 1, .addr_size = g->z->address_width / 8u, .sreg = SEG_DS};
         unsigned size;
         bool rd, wr;
         struct ea found;
@@ -157,14 +157,14 @@ void emit_odd(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_VMASKMOVDQU: {
-        struct ea ea = {.base = RDI, .index = -1, .scale = 1, .addr_size = g->z.address_width / 8u, .sreg = SEG_DS};
+        struct ea ea = {.base = RDI, .index = -1, .scale = 1, .addr_size = g->z->address_width / 8u, .sreg = SEG_DS};
         unsigned size;
         bool rd, wr;
         struct ea found;
         if (mem_operand(g, &found, &size, &rd, &wr))
             ea.sreg = found.sreg;
         t->operand = SLOW_MASKED;
-        mem_begin(t, &ea, g->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16, true, false);
+        mem_begin(t, &ea, g->z->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16, true, false);
         t->operand = 0;
         mem_combine(t); // the host's RDI is T1
         struct enc e = {.reg = -1, .rm = -1, .vreg = -1, .opreg = -1};

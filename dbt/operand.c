@@ -53,23 +53,23 @@ void mem_find_operand(struct ginsn *g)
     static const uint8_t seg[] = {SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
     struct ea *ea = &g->ea;
     g->has_ea = false;
-    for (unsigned i = 0; i < g->z.operand_count; i++) {
+    for (unsigned i = 0; i < g->z->operand_count; i++) {
         const ZydisDecodedOperand *o = &g->op[i];
         if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
             continue;
-        ea->addr_size = g->z.address_width / 8;
+        ea->addr_size = g->z->address_width / 8;
         ea->base = -1;
         ea->index = -1;
         ea->scale = o->mem.scale ? o->mem.scale : 1;
-        ea->disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+        ea->disp = o->mem.disp.has_displacement ? g->disp : 0;
         if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
-            ea->disp += (int64_t)(g->rip + g->z.length);
+            ea->disp += (int64_t)(g->rip + g->z->length);
         else if (o->mem.base != ZYDIS_REGISTER_NONE)
             ea->base = (int)reg_number(o->mem.base);
         if (o->mem.index != ZYDIS_REGISTER_NONE)
             ea->index = (int)reg_number(o->mem.index);
-        if (g->z.raw.sib.offset && g->z.raw.modrm.mod == 0 && g->z.raw.sib.base == 5)
-            ea->base = -1, ea->disp = g->z.raw.disp.value; // whatever REX.B and the address size say (SDM vol. 2, table 2-3)
+        if (g->z->raw.sib.offset && g->z->raw.modrm.mod == 0 && g->z->raw.sib.base == 5)
+            ea->base = -1, ea->disp = g->disp; // whatever REX.B and the address size say (SDM vol. 2, table 2-3)
         unsigned s = (unsigned)(o->mem.segment - ZYDIS_REGISTER_ES);
         ea->sreg = s < 6 ? seg[s] : SEG_DS;
         g->ea_size = o->size / 8u;

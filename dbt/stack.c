@@ -30,10 +30,10 @@ static bool surely_on_stack(const struct translation *t, unsigned i)
     const struct ginsn *g = &t->insn[i];
     if (g->cls != CLASS_CONTROL || t->access_count[i] != 1 || t->access[i][0].group < 0 || !t->group[t->access[i][0].group].checked)
         return false;
-    switch (g->z.mnemonic) {
+    switch (g->z->mnemonic) {
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
-        return g->z.operand_width != 16 && g->op[0].type != ZYDIS_OPERAND_TYPE_MEMORY && g->op[0].reg.value != ZYDIS_REGISTER_RSP;
+        return g->z->operand_width != 16 && g->op[0].type != ZYDIS_OPERAND_TYPE_MEMORY && g->op[0].reg.value != ZYDIS_REGISTER_RSP;
     case ZYDIS_MNEMONIC_RET: return branch_size(t, g) == 8;
     default: return false;
     }
@@ -44,7 +44,7 @@ static bool surely_on_stack(const struct translation *t, unsigned i)
 void rsp_change(struct translation *t, int32_t n)
 {
     const struct ginsn *g = &t->insn[t->current];
-    bool in_run = g->z.mnemonic == ZYDIS_MNEMONIC_PUSH || g->z.mnemonic == ZYDIS_MNEMONIC_POP;
+    bool in_run = g->z->mnemonic == ZYDIS_MNEMONIC_PUSH || g->z->mnemonic == ZYDIS_MNEMONIC_POP;
     t->rsp_pending += n;
     if (in_run && surely_on_stack(t, t->current + 1))
         return;
@@ -128,18 +128,18 @@ void emit_peek_stack(struct translation *t, unsigned size, unsigned dst)
 void emit_push_insn(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    unsigned size = g->z.operand_width / 8u;
+    unsigned size = g->z->operand_width / 8u;
     if (t->code_size == 8 && size == 4)
         size = 8;
     struct ea ea;
     unsigned msize;
     if (g->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-        uint64_t v = g->z.raw.imm[0].is_signed ? (uint64_t)g->z.raw.imm[0].value.s : g->z.raw.imm[0].value.u;
-        if (g->z.raw.imm[0].size == 32)
-            v = (uint64_t)(int32_t)g->z.raw.imm[0].value.u;
+        uint64_t v = g->imm;
+        if (g->z->raw.imm[0].size == 32)
+            v = (uint64_t)(int32_t)g->imm;
         emit_push(t, size, PUSH_IMM, size == 8 ? v : size == 4 ? (uint32_t)v : (uint16_t)v);
     } else if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
-        unsigned r = g->z.opcode == 0xff ? insn_fields(g).rm : insn_fields(g).opreg;
+        unsigned r = g->z->opcode == 0xff ? insn_fields(g).rm : insn_fields(g).opreg;
         emit_push(t, size, PUSH_REG, r);
     } else {
         bool rd, wr;
@@ -171,11 +171,11 @@ void assign_sized(struct translation *t, unsigned size, unsigned guest)
 void emit_pop_insn(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    unsigned size = g->z.operand_width / 8u;
+    unsigned size = g->z->operand_width / 8u;
     if (t->code_size == 8 && size == 4)
         size = 8;
     bool to_register = g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER;
-    unsigned r = g->z.opcode == 0x8f ? insn_fields(g).rm : insn_fields(g).opreg;
+    unsigned r = g->z->opcode == 0x8f ? insn_fields(g).rm : insn_fields(g).opreg;
     if (to_register && size == 8 && host_reg(r) != HOMED && r != RSP) {
         emit_peek_stack(t, size, host_reg(r));
         rsp_change(t, (int32_t)size);
@@ -204,7 +204,7 @@ void emit_pop_insn(struct translation *t, struct ginsn *g)
 void emit_leave(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    unsigned size = g->z.operand_width / 8u;
+    unsigned size = g->z->operand_width / 8u;
     if (t->code_size == 8 && size == 4)
         size = 8;
     struct ea ea = stack_ea(t, 0);

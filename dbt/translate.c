@@ -16,7 +16,7 @@ static bool ends_block(const struct translation *t, const struct ginsn *g)
         return true;
     if (g->cls != CLASS_CONTROL)
         return false;
-    switch (g->z.meta.category) {
+    switch (g->z->meta.category) {
     case ZYDIS_CATEGORY_COND_BR:
     case ZYDIS_CATEGORY_UNCOND_BR:
     case ZYDIS_CATEGORY_CALL:
@@ -25,9 +25,9 @@ static bool ends_block(const struct translation *t, const struct ginsn *g)
     }
 }
 
-static bool conditional(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z.meta.category == ZYDIS_CATEGORY_COND_BR; }
+static bool conditional(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z->meta.category == ZYDIS_CATEGORY_COND_BR; }
 
-static bool call(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z.meta.category == ZYDIS_CATEGORY_CALL; }
+static bool call(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z->meta.category == ZYDIS_CATEGORY_CALL; }
 
 // A conditional branch ahead is an exit on the side: the block goes on behind it. What jumps back is mostly taken. Calls
 // come back, as a rule.
@@ -35,7 +35,7 @@ static bool goes_on_behind(const struct translation *t, const struct ginsn *g)
 {
     if (t->side_exits == MAX_SIDE_EXITS || t->key & KEY_ONE)
         return false;
-    return conditional(g) ? (g->z.opcode & 0xf0) != 0xe0 && g->z.raw.imm[0].value.s > 0 : call(g) && call_returns(t, g);
+    return conditional(g) ? (g->z->opcode & 0xf0) != 0xe0 && (int64_t)g->imm > 0 : call(g) && call_returns(t, g);
 }
 
 uint32_t peek_live(struct translation *t, uint64_t rip)
@@ -54,7 +54,7 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
         if (!peek_quickly(t, w->p + off, w->len - (unsigned)off, &k)) {
             if (!decode(t, &t->peek, w->p + off, w->len - (unsigned)off, rip))
                 break;
-            k = (struct peeked){t->peek.z.length, flags_read(&t->peek), flags_killed(&t->peek), ends_block(t, &t->peek)};
+            k = (struct peeked){t->peek.z->length, flags_read(&t->peek), flags_killed(&t->peek), ends_block(t, &t->peek)};
         }
         live |= k.read & unknown;
         unknown &= ~k.killed & ~live;
@@ -70,9 +70,9 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
 static uint32_t live_at_end(struct translation *t)
 {
     struct ginsn *g = &t->insn[t->count - 1];
-    uint64_t next = (g->rip + g->z.length) & t->rip_mask;
-    if (g->cls == CLASS_CONTROL && g->z.opcode != 0xff) {
-        switch (g->z.meta.category) {
+    uint64_t next = (g->rip + g->z->length) & t->rip_mask;
+    if (g->cls == CLASS_CONTROL && g->z->opcode != 0xff) {
+        switch (g->z->meta.category) {
         case ZYDIS_CATEGORY_COND_BR: {
             uint32_t l = peek_live(t, next);
             return l == FL_ARITH ? l : l | peek_live(t, branch_target(t, g));
@@ -100,7 +100,7 @@ static void liveness(struct translation *t)
             live |= peek_live(t, branch_target(t, g));
         g->live_after = live;
         if (inner && call(g)) // what is live behind it comes from what was called
-            live = g->z.opcode == 0xe8 ? peek_live(t, branch_target(t, g)) : FL_ARITH;
+            live = g->z->opcode == 0xe8 ? peek_live(t, branch_target(t, g)) : FL_ARITH;
         live = t->d->exact_flags ? FL_ARITH : (live & ~flags_killed(g)) | flags_read(g);
         g->live = live;
     }
@@ -110,8 +110,8 @@ static void emit_insn(struct translation *t, struct ginsn *g)
 {
     switch (g->cls) {
     case CLASS_PLAIN:
-        if (g->z.mnemonic == ZYDIS_MNEMONIC_CLD || g->z.mnemonic == ZYDIS_MNEMONIC_STD)
-            a_store_imm8_abs(&t->a, STATE(t, dflag), g->z.mnemonic == ZYDIS_MNEMONIC_STD);
+        if (g->z->mnemonic == ZYDIS_MNEMONIC_CLD || g->z->mnemonic == ZYDIS_MNEMONIC_STD)
+            a_store_imm8_abs(&t->a, STATE(t, dflag), g->z->mnemonic == ZYDIS_MNEMONIC_STD);
         else
             emit_plain(t, g);
         break;
@@ -187,8 +187,8 @@ static int emit_block(struct translation *t)
                                 .parked = t->flags == FLAGS_PARKED};
         t->current = i;
         t->nth = 0;
-        bool keeps_t1 = i && (t->insn[i - 1].cls == CLASS_PLAIN || t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_PUSH ||
-                              t->insn[i - 1].z.mnemonic == ZYDIS_MNEMONIC_POP || conditional(&t->insn[i - 1]));
+        bool keeps_t1 = i && (t->insn[i - 1].cls == CLASS_PLAIN || t->insn[i - 1].z->mnemonic == ZYDIS_MNEMONIC_PUSH ||
+                              t->insn[i - 1].z->mnemonic == ZYDIS_MNEMONIC_POP || conditional(&t->insn[i - 1]));
         if (!keeps_t1)
             t->t1_group = -1;
         if (d->count_executed && (!i || conditional(&t->insn[i - 1]) || call(&t->insn[i - 1])))
@@ -202,7 +202,7 @@ static int emit_block(struct translation *t)
     }
     if (!t->ended) {
         struct ginsn *last = &t->insn[t->count - 1];
-        emit_exit_to(t, last->rip + last->z.length);
+        emit_exit_to(t, last->rip + last->z->length);
     }
     b->exits = keep(d, t->exit, sizeof *b->exits * b->exit_count);
     if (!b->exits)
@@ -257,6 +257,7 @@ static void decode_block(struct translation *t, struct window *w)
     static const uint8_t ones[16] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
     uint64_t rip = b->rip;
     t->count = t->side_exits = 0;
+    t->block_number++;
     b->range = t->range;
     b->indirect = t->indirect;
     if (w->p && t->code_size == 8)
@@ -293,15 +294,15 @@ static void decode_block(struct translation *t, struct window *w)
                 beyond_limit(t, g);
             t->count = 1;
             b->range[0] = (struct range){w->gpa + off, head};
-            b->range[1] = (struct range){next.gpa, g->z.length > head ? g->z.length - head : 0};
+            b->range[1] = (struct range){next.gpa, g->z->length > head ? g->z->length - head : 0};
             b->range_count = 2;
             b->straddles = 1;
             b->global = b->global && mode_fetch(d, behind).global;
-            b->guest_len = g->z.length;
+            b->guest_len = g->z->length;
             return;
         }
         t->count++;
-        rip = (rip + g->z.length) & t->rip_mask;
+        rip = (rip + g->z->length) & t->rip_mask;
         if (goes_on_behind(t, g))
             t->side_exits++;
         else if (ends_block(t, g))
@@ -309,7 +310,7 @@ static void decode_block(struct translation *t, struct window *w)
     }
     uint32_t len = 0;
     for (unsigned i = 0; i < t->count; i++)
-        len += t->insn[i].z.length;
+        len += t->insn[i].z->length;
     b->guest_len = (uint16_t)len;
     b->range[0] = (struct range){w->gpa + (code_linear(t, b->rip) - w->la), len};
     b->range_count = 1;

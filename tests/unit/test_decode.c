@@ -31,16 +31,31 @@ static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand
     }
 }
 
+// What is kept for a head, with the numbers of this instruction.
+static void with_numbers(struct decoding *d, const struct ginsn *g)
+{
+    d->z = *g->z;
+    memcpy(d->op, g->op, sizeof d->op[0] * g->z->operand_count);
+    if (g->z == &g->own->z)
+        return;
+    if (d->z.raw.disp.size)
+        d->z.raw.disp.value = g->disp;
+    if (d->z.raw.imm[0].size)
+        d->z.raw.imm[0].value.u = g->imm;
+    for (unsigned i = 0; i < d->z.operand_count; i++)
+        if (d->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && d->op[i].mem.disp.has_displacement)
+            d->op[i].mem.disp.value = g->disp;
+        else if (d->op[i].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && d->op[i].encoding != ZYDIS_OPERAND_ENCODING_NONE && d->z.raw.imm[0].size)
+            d->op[i].imm.value.u = g->imm;
+}
+
 static void compare(struct bench *b, const uint8_t *p, unsigned len)
 {
     struct ginsn *g = &b->t.insn[0], *h = &b->t.insn[1];
+    b->t.block_number++;
     bool there = decode(&b->t, g, p, len, 0x1000);
-    memset(&h->z, 0, sizeof h->z);
-    memset(h->bytes, 0, sizeof h->bytes);
-    memcpy(h->bytes, p, len);
     h->rip = 0x1000;
-    ZydisDecoder *decoder = &b->t.decoder[b->t.code_size == 8 ? 2 : b->t.code_size == 4];
-    ZyanStatus status = ZydisDecoderDecodeFull(decoder, p, len, &h->z, h->op);
+    ZyanStatus status = decode_alone(&b->t.decoder[b->t.code_size == 8 ? 2 : b->t.code_size == 4], h, p, len);
     if (status == ZYDIS_STATUS_NO_MORE_DATA && len < MAX_LENGTH) {
         if (there)
             fail_at("decoded from too few bytes", p, len);
@@ -54,13 +69,15 @@ static void compare(struct bench *b, const uint8_t *p, unsigned len)
         return;
     }
     classify(&b->t, h);
-    size_t prefixes = offsetof(ZydisDecodedInstruction, raw.prefixes), behind = offsetof(ZydisDecodedInstruction, raw.encoding2);
-    if (memcmp(&g->z, &h->z, prefixes) || memcmp((char *)&g->z + behind, (char *)&h->z + behind, sizeof g->z - behind) ||
-        memcmp(g->z.raw.prefixes, h->z.raw.prefixes, sizeof g->z.raw.prefixes[0] * g->z.raw.prefix_count))
+    struct decoding whole;
+    with_numbers(&whole, g);
+    if (memcmp(&whole.z, h->z, sizeof whole.z))
         fail_at("instruction", p, len);
-    for (unsigned i = 0; i < h->z.operand_count; i++)
-        if (!same_operand(&g->op[i], &h->op[i]))
+    for (unsigned i = 0; i < h->z->operand_count; i++)
+        if (!same_operand(&whole.op[i], &h->op[i]))
             fail_at("operand", p, len);
+    if (g->has_ea != h->has_ea || (g->has_ea && (g->ea.disp != h->ea.disp || g->ea_size != h->ea_size)))
+        fail_at("memory operand", p, len);
     if (g->cls != h->cls || (g->cls != CLASS_PLAIN && g->sens != h->sens))
         fail_at("class", p, len);
 }
@@ -128,11 +145,41 @@ static void a_known_head_takes_its_numbers_from_the_bytes(void **state)
     static const uint8_t first[] = {0x48, 0x81, 0x84, 0x24, 1, 0, 0, 0, 2, 0, 0, 0}, // add qword [rsp + 1], 2
                          second[] = {0x48, 0x81, 0x84, 0x24, 0xfe, 0xff, 0xff, 0xff, 0, 0, 0, 0x80};
     struct ginsn *g = &b->t.insn[0];
+    b->t.block_number = 1;
     assert_true(decode(&b->t, g, first, sizeof first, 0));
     b->t.decoder[2] = (ZydisDecoder){0}; // and does without the decoder
     assert_true(decode(&b->t, g, second, sizeof second, 0));
-    assert_int_equal(g->op[0].mem.disp.value, -2);
-    assert_int_equal(g->op[1].imm.value.s, INT32_MIN);
+    assert_int_equal(g->disp, -2);
+    assert_int_equal((int64_t)g->imm, INT32_MIN);
+    assert_int_equal(g->ea.disp, -2);
+    bench_destroy(b);
+}
+
+static void a_form_that_the_block_refers_to_is_not_replaced(void **state)
+{
+    (void)state;
+    struct bench *b = bench_create(8);
+    b->t.block_number = 1;
+    struct ginsn *g = &b->t.insn[0], *h = &b->t.insn[1];
+    unsigned shared = 0;
+    for (unsigned i = 0; i < 1024; i++) { // among so many, some want the same place
+        uint8_t q[15] = {0x0f};
+        q[1] = 0x40 | (i & 15);
+        q[2] = 0xc0 | (i >> 4 & 63);
+        b->t.block_number++;
+        assert_true(decode(&b->t, g, q, 15, 0));
+        ZydisDecodedInstruction z = *g->z;
+        for (unsigned k = 0; k < 64; k++) {
+            uint8_t r[15] = {0x48, 0x01, 0xc0};
+            r[0] = 0x48 | (k & 7);
+            r[1] = (uint8_t)(k & 0x38);
+            r[2] = 0xc0 | (i & 63);
+            if (decode(&b->t, h, r, 15, 0))
+                shared += h->z == &h->own->z;
+            assert_memory_equal(g->z, &z, sizeof z);
+        }
+    }
+    assert_true(shared > 0);
     bench_destroy(b);
 }
 
@@ -143,6 +190,7 @@ int main(void)
         cmocka_unit_test(decoding_32_bit_code_by_heads_changes_nothing),
         cmocka_unit_test(decoding_16_bit_code_by_heads_changes_nothing),
         cmocka_unit_test(a_known_head_takes_its_numbers_from_the_bytes),
+        cmocka_unit_test(a_form_that_the_block_refers_to_is_not_replaced),
     };
     return cmocka_run_group_tests_name("decode", tests, NULL, NULL);
 }

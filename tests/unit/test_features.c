@@ -50,13 +50,14 @@ static bool is_ud(struct bench *b, unsigned code_size, const char *bytes, unsign
     memcpy(padded, bytes, n);
     b->t.code_size = code_size;
     b->t.key = (b->t.key & ~KEY_CODE_MASK) | (code_size == 8 ? KEY_CODE64 : KEY_CODE32);
-    memset(g, 0, sizeof *g);
     ZydisDecoder *dec = &b->t.decoder[code_size == 8 ? 2 : 1];
-    assert_true(ZYAN_SUCCESS(ZydisDecoderDecodeFull(dec, padded, 15, &g->z, g->op)));
-    memcpy(g->bytes, padded, g->z.length);
+    assert_true(ZYAN_SUCCESS(ZydisDecoderDecodeFull(dec, padded, 15, &g->own->z, g->own->op)));
+    g->z = &g->own->z;
+    g->op = g->own->op;
+    memcpy(g->bytes, padded, g->z->length);
     classify(&b->t, g);
     if (m)
-        *m = g->z.mnemonic;
+        *m = g->z->mnemonic;
     return g->cls == CLASS_SENSITIVE && g->sens == OP_UD;
 }
 

@@ -7,14 +7,14 @@ static bool leaves_block(const struct ginsn *g)
 {
     if (g->cls != CLASS_CONTROL)
         return g->cls != CLASS_PLAIN && g->cls != CLASS_NOTHING;
-    return g->z.meta.category == ZYDIS_CATEGORY_COND_BR || g->z.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
-           g->z.meta.category == ZYDIS_CATEGORY_CALL || g->z.meta.category == ZYDIS_CATEGORY_RET;
+    return g->z->meta.category == ZYDIS_CATEGORY_COND_BR || g->z->meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
+           g->z->meta.category == ZYDIS_CATEGORY_CALL || g->z->meta.category == ZYDIS_CATEGORY_RET;
 }
 
 static void fail_at(const char *what, const uint8_t *p, const struct ginsn *g, const struct peeked *k)
 {
     fail_msg("%s of %02x %02x %02x %02x %02x %02x: length %u, read %x, killed %x; the decoder: length %u, read %x, killed %x", what, p[0],
-             p[1], p[2], p[3], p[4], p[5], k->length, k->read, k->killed, g->z.length, flags_read(g), flags_killed(g));
+             p[1], p[2], p[3], p[4], p[5], k->length, k->read, k->killed, g->z->length, flags_read(g), flags_killed(g));
 }
 
 static void compare(struct bench *b, const uint8_t p[15], unsigned *known)
@@ -24,12 +24,10 @@ static void compare(struct bench *b, const uint8_t p[15], unsigned *known)
     if (!peek_quickly(&b->t, p, 15, &k))
         return;
     ++*known;
-    memset(&g->z, 0, sizeof g->z);
-    if (ZYAN_FAILED(ZydisDecoderDecodeFull(&b->t.decoder[2], p, 15, &g->z, g->op)))
+    if (ZYAN_FAILED(decode_alone(&b->t.decoder[2], g, p, 15)))
         fail_at("not an instruction", p, g, &k);
-    memcpy(g->bytes, p, 15);
     classify(&b->t, g);
-    if (k.length != g->z.length)
+    if (k.length != g->z->length)
         fail_at("length", p, g, &k);
     if (k.read != flags_read(g) || k.killed != flags_killed(g))
         fail_at("flags", p, g, &k);

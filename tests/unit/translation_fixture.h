@@ -50,3 +50,19 @@ static inline uint64_t next_random(uint64_t *state)
     *state ^= *state << 17;
     return *state;
 }
+
+// Decodes with the decoder alone, as decode() does for what it has not met.
+static inline ZyanStatus decode_alone(const ZydisDecoder *decoder, struct ginsn *g, const uint8_t *p, size_t len)
+{
+    struct decoding *own = g->own;
+    memset(own, 0, sizeof *own);
+    memset(g->bytes, 0, sizeof g->bytes);
+    memcpy(g->bytes, p, len);
+    ZyanStatus status = ZydisDecoderDecodeFull(decoder, p, len, &own->z, own->op);
+    g->z = &own->z;
+    g->op = own->op;
+    g->disp = own->z.raw.disp.value;
+    g->imm = own->z.raw.imm[0].value.u;
+    mem_find_operand(g);
+    return status;
+}
