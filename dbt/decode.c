@@ -1,6 +1,6 @@
 // Decoding. Zydis knows every encoding, but takes several hundred cycles for an instruction, and most instructions differ
 // from an earlier one only in displacement and immediate. So what Zydis and classify() said is kept by an instruction's
-// head: its bytes up to there. A head met again costs a copy, into which the numbers are put.
+// head: its bytes up to there. What is met again is referred to where it is kept, and the numbers are taken from its bytes.
 //
 //  1. The head must be told without decoding. head_length() does so for the opcodes compilers use; for all others,
 //     and EVEX (whose displacement is scaled), it returns 0 and Zydis decodes.
