@@ -396,11 +396,12 @@ static void branch_ahead(void)
         byte(0);
     }
     from = p;
-    unsigned was = calls;
+    unsigned was = calls, patches_before = patch_count;
     units(near ? 1 + any(6) : 1);
     if (!near && p - from > 127) { // too long after all
         p = from;
         calls = was;
+        patch_count = patches_before;
         byte(0xf5);
     }
     if (near) {
