@@ -250,6 +250,12 @@ static void beyond_limit(struct translation *t, struct ginsn *g)
     cannot_decode(t, g, OP_GP0);
 }
 
+// Bytes that an instruction depends on. What is none may become one by any that it could have.
+static unsigned decided_by(const struct ginsn *g)
+{
+    return g->z->mnemonic == ZYDIS_MNEMONIC_INVALID ? MAX_LENGTH : g->z->length;
+}
+
 static void decode_block(struct translation *t, struct window *w)
 {
     struct dbt *d = t->d;
@@ -294,7 +300,7 @@ static void decode_block(struct translation *t, struct window *w)
                 beyond_limit(t, g);
             t->count = 1;
             b->range[0] = (struct range){w->gpa + off, head};
-            b->range[1] = (struct range){next.gpa, g->z->length > head ? g->z->length - head : 0};
+            b->range[1] = (struct range){next.gpa, decided_by(g) > head ? decided_by(g) - head : 0};
             b->range_count = 2;
             b->straddles = 1;
             b->global = b->global && mode_fetch(d, behind).global;
@@ -312,7 +318,10 @@ static void decode_block(struct translation *t, struct window *w)
     for (unsigned i = 0; i < t->count; i++)
         len += t->insn[i].z->length;
     b->guest_len = (uint16_t)len;
-    b->range[0] = (struct range){w->gpa + (code_linear(t, b->rip) - w->la), len};
+    uint64_t off = code_linear(t, b->rip) - w->la;
+    const struct ginsn *last = &t->insn[t->count - 1];
+    len += decided_by(last) - last->z->length;
+    b->range[0] = (struct range){w->gpa + off, len < w->len - off ? len : w->len - off};
     b->range_count = 1;
 }
 

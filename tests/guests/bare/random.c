@@ -69,7 +69,9 @@ static uint8_t *p;
 static unsigned long function[FUNCTIONS];
 static unsigned arguments[FUNCTIONS]; // words that its RET releases
 static unsigned current, calls, pushed, nesting;
-static bool in_loop, no_popf;
+static bool in_loop, plain; // plain: no POPF, no code that changes
+static unsigned long patches[16];
+static unsigned patch_count;
 
 static unsigned any(unsigned below)
 {
@@ -176,8 +178,112 @@ static void alu(void)
     }
 }
 
+static int any_place(void)
+{
+    return (int)any(0x200) - 0x100;
+}
+
+// 8 and 16 bits, AH to DH, what uses registers that are not named, what leaves flags undefined.
+static void rarer(void)
+{
+    static const uint8_t low[] = {AX, CX, DX, 4, 5, 6}; // and AH, CH, DH
+    static const uint8_t wide_multiply[] = {4, 5};
+    unsigned op = any(8) << 3, r = any_reg(), l = low[any(6)];
+    bool wide = any_width();
+    switch (any(24)) {
+    case 0:
+        byte(0x66);
+        op_reg(false, op | 1, any_reg(), r);
+        break;
+    case 1:
+        byte(0x66);
+        op_mem(false, op | (maybe(50) ? 1 : 3), r);
+        break;
+    case 2: op_reg(false, op | 2, l, low[any(6)]); break;
+    case 3: op_mem_at(false, op | (maybe(50) ? 0 : 2), l, BX, any_place()); break;
+    case 4: {
+        unsigned to = WORD == 8 ? any_reg() : AX, from = WORD == 8 ? r : CX;
+        rex(false, from, to, true);
+        byte(op);
+        byte(0xc0 | (from & 7) << 3 | (to & 7));
+        break;
+    }
+    case 5: op_mem(wide, 0x0fc1, r); break; // xadd
+    case 6: op_mem(wide, 0x0fb1, r); break; // cmpxchg
+    case 7:
+        op_mem_at(wide, 0x0fba, 4 + any(4), BX, any_place());
+        byte(any(64));
+        break;
+    case 8: op_reg(wide, 0xd3, (const uint8_t[]){0, 1, 4, 5, 7}[any(5)], r); break; // by CL
+    case 9: op_mem(wide, 0xd1, (const uint8_t[]){0, 1, 2, 3, 4, 5, 7}[any(7)]); break;
+    case 10: op_mem(wide, 0xf7, 2 + any(2)); break;
+    case 11: op_mem(wide, (const uint16_t[]){0x0fbe, 0x0fbf, 0x0fb7}[any(3)], r); break;
+    case 12:
+        op_mem_at(wide, 0x83, op >> 3, BX, any_place());
+        byte(any(256));
+        break;
+    case 13:
+        op_reg(false, 0x81, 4, r); // and r, 7f: a bit offset
+        number(0x7f, 4);
+        op_mem_at(wide, (const uint16_t[]){0x0fa3, 0x0fab, 0x0fb3, 0x0fbb}[any(4)], r, BX, any_place());
+        break;
+    case 14: op_reg(wide, 0xf7, wide_multiply[any(2)], r); break;
+    case 15:
+        rex(wide, 0, 0, false);
+        byte(0x98 | any(2));
+        break;
+    case 16: byte(0x9e); break; // sahf
+    case 17:
+        op_reg(wide, maybe(50) ? 0x0fa4 : 0x0fac, r, any_reg());
+        byte(1 + any(31));
+        break;
+    case 18: op_mem(wide, 0x0fbc | any(2), r); break; // bsf, bsr
+    case 19:
+        if (r == DX || r == AX)
+            r = CX;
+        op_reg(false, 0x31, DX, DX);
+        op_reg(wide, 0x83, 1, r); // or r, 1
+        byte(1);
+        op_reg(wide, 0xf7, 6, r); // div
+        break;
+    case 20: op_mem(wide, 0x87, r); break;
+    case 21:
+        op_mem_at(wide, 0x69, r, BX, any_place()); // imul r, m, n
+        number(mix(&random), 4);
+        break;
+    case 22: op_mem(wide, 0x85, r); break;
+    default: // mov r, n: what some other function may change
+        rex(false, 0, r, false);
+        byte(0xb8 | (r & 7));
+        if (patch_count < sizeof patches / sizeof patches[0])
+            patches[patch_count++] = (unsigned long)p;
+        number(mix(&random), 4);
+        break;
+    }
+}
+
+// mov byte [somewhere in the code], n
+static void patch_code(void)
+{
+    if (plain || !patch_count)
+        return;
+    unsigned long at = patches[any(patch_count)] + any(4);
+    byte(0xc6);
+    if (WORD == 8) {
+        byte(4);
+        byte(0x25);
+    } else
+        byte(5);
+    number(at, 4);
+    byte(any(256));
+}
+
 static void other(void)
 {
+    if (maybe(35)) {
+        rarer();
+        return;
+    }
     static const uint8_t shifts[] = {0, 1, 2, 3, 4, 5, 7};
     unsigned r = any_reg();
     bool wide = any_width();
@@ -279,20 +385,23 @@ static void branch_ahead(void)
     unsigned cc = any(16);
     uint8_t *from;
     bool near = maybe(60);
+    if (!near && maybe(20))
+        cc = 0x70 + any(4); // LOOPNE, LOOPE, LOOP, JCXZ
     if (near) {
         byte(0x0f);
         byte(0x80 | cc);
         number(0, 4);
     } else {
-        byte(0x70 | cc);
+        byte(0x70 + cc);
         byte(0);
     }
     from = p;
-    unsigned was = calls;
+    unsigned was = calls, patches_before = patch_count;
     units(near ? 1 + any(6) : 1);
     if (!near && p - from > 127) { // too long after all
         p = from;
         calls = was;
+        patch_count = patches_before;
         byte(0xf5);
     }
     if (near) {
@@ -357,7 +466,7 @@ static void look_at_flags(void)
 {
     unsigned r = any_reg();
     byte(0x9c); // pushf
-    if (!no_popf && maybe(30)) {
+    if (!plain && maybe(30)) {
         rex(WORD == 8, 0, SP, WORD == 8);
         byte(0x81);
         byte(0x24);
@@ -397,6 +506,8 @@ static void units(unsigned n)
             call_one();
         else if (kind < 97)
             look_at_flags();
+        else if (kind < 98)
+            patch_code();
         else
             loop();
     }
@@ -411,8 +522,16 @@ static void make_function(void)
     unsigned f = current + 1 + any(FUNCTIONS);
     if (f < FUNCTIONS && !arguments[f] && !arguments[current] && calls < 2 &&
         maybe(50)) { // a jump instead of a call
-        byte(0xe9);
-        number(function[f] - ((unsigned long)p + 4), 4);
+        if (maybe(50)) {
+            byte(0xe9);
+            number(function[f] - ((unsigned long)p + 4), 4);
+        } else { // mov r, n; jmp r
+            unsigned r = any_reg();
+            rex(false, 0, r, false);
+            byte(0xb8 | (r & 7));
+            number(function[f], 4);
+            op_reg(false, 0xff, 4, r);
+        }
     } else if (arguments[current]) {
         byte(0xc2);
         number(arguments[current] * WORD, 2);
@@ -423,6 +542,7 @@ static void make_function(void)
 static void make_program(void)
 {
     p = (uint8_t *)(CODE + any(4096));
+    patch_count = 0;
     memset((void *)CODE, 0xcc, CODE_SIZE);
     for (current = FUNCTIONS; current-- > 0;) { // what is called is made first
         arguments[current] = current && maybe(30) ? 1 + any(3) : 0;
@@ -447,6 +567,7 @@ static void begin_program(unsigned seed)
         ((volatile uint32_t *)(DATA2 - 0x800))[i] = mix(&random);
     }
     make_program();
+    state.flags = 0;
     for (unsigned i = 0; i < REGS; i++)
         state.reg[i] = (unsigned long)mix(&random) << (WORD == 8 ? 21 : 0) ^ mix(&random);
 }
@@ -470,7 +591,10 @@ static uint32_t hash_state(uint32_t h)
     return hash(h, (void *)(DATA2 - 0x800), 0x1000);
 }
 
-static void run_programs(void)
+static uint32_t hashes[PROGRAMS];
+
+// Prints what the programs leave, or finds it the same again.
+static void run_programs(bool again)
 {
     for (unsigned seed = FIRST; seed < FIRST + PROGRAMS; seed++) {
         uint32_t h = 2166136261u;
@@ -480,6 +604,12 @@ static void run_programs(void)
             enter();
             h = hash_state(h);
         }
+        if (again) {
+            if (h != hashes[seed - FIRST])
+                end("a program in other segments");
+            continue;
+        }
+        hashes[seed - FIRST] = h;
         put_number(seed);
         put(" ");
         put_number(h);
@@ -542,7 +672,7 @@ void start32(void)
     long arguments_of_mmap[6] = {SPACE, 0x80000, 7, 0x32, -1, 0};
     call_kernel(90, (long)arguments_of_mmap, 0, 0, 0, 0);
 #endif
-    run_programs();
+    run_programs(false);
     call_kernel(CALL_EXIT, 0, 0, 0, 0, 0);
 }
 #else
@@ -676,7 +806,7 @@ static void run_faulting(void)
 {
     static uint8_t kept[2][0x1000];
     prepare_faults();
-    no_popf = true;
+    plain = true;
     for (unsigned seed = FIRST; seed < FIRST + FAULTING; seed++) {
         begin_program(seed);
         for (unsigned run = 0; run < FAULTING_RUNS; run++) {
@@ -725,15 +855,31 @@ static void run_faulting(void)
     if (total < FAULTING || steps < total)
         end("no page faults, or no steps");
 }
+#else
+// Segments that end before 4 GiB, so that every access and every branch is checked against their limits.
+static void other_segments(void)
+{
+    static const uint64_t gdt[3] = {0, 0x00cf9b000000eeff, 0x00cf93000000eeff};
+    static const struct __attribute__((packed)) {
+        uint16_t limit;
+        const void *base;
+    } gdtr = {sizeof gdt - 1, gdt};
+    __asm__ volatile("lgdt %0; ljmp $8, $1f; 1: mov %1, %%ds; mov %1, %%es; mov %1, %%ss"
+                     :
+                     : "m"(gdtr), "r"(16));
+}
 #endif
 
 void payload(void)
 {
     timer_start(50, 150);
     irq_on();
-    run_programs();
+    run_programs(false);
 #ifdef __x86_64__
     run_faulting();
+#else
+    other_segments();
+    run_programs(true);
 #endif
     end(0);
 }

@@ -168,6 +168,11 @@ def deep(t):
     t.case('deep recursion with an instruction behind MOV SS', 'p32 l',
            'mov ecx, 5000\n call .f\n jmp .end\n.f: mov ss, eax\n inc ebx\n dec ecx\n jz .r\n call .f\n.r: ret',
            regs=lambda m: {'ax': m.ss, 'bx': 0, 'sp': 0x40000}, out={'bx': 5000, 'cx': 0}, fmask=0x3f7700)
+    # Every value of CS is a mode of its own, with a table of branches and predictions of its own.
+    t.case('the same code in sixty segments, three times', 'real v86',
+           'mov dx, 3\n.again: mov cx, 60\n.l: mov ax, cx\n push ax\n shl ax, 4\n mov bx, A(.n)\n sub bx, ax\n push bx\n retf\n'
+           '.n: call .f\n dec cx\n jnz .l\n dec dx\n jnz .again\n jmp 0:A(.out)\n.f: inc si\n ret\n.out: nop',
+           regs={'si': 0, 'cx': 0, 'dx': 0}, out={'si': 180, 'ax': None, 'bx': None}, fmask=0x3f7700)
 
 
 def cases(t):

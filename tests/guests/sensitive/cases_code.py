@@ -55,6 +55,15 @@ def stores(t):
     t.case('an x87 store changes the next instruction', 'p32 l',
            'fninit\n fild dword [M]\n fistp dword [A(.x) + 1]\n.x: mov ebx, 0', poke={'M': 'dd 0x12345'},
            out={'bx': 0x12345})
+    # What is no instruction depends on more than its first byte: 0F 04 becomes IMUL by its second alone.
+    t.case('what is no instruction becomes one behind a branch', BOTH,
+           'mov cl, 3\n.go: cmp cl, 1\n jne .skip\n.x: db 0x0f, 0x04, 0xc0\n jmp .end\n'
+           '.skip: dec cl\n cmp cl, 1\n jne .go\n mov byte [A(.x) + 1], 0xaf\n jmp .go', regs={'ax': 3, 'cx': 0}, out={'ax': 9, 'cx': 1}, fmask=0x3f7700)
+    for where, pad in (('', 'jmp .x\n nop'), (' in two pages', 'jmp near .x\n times 0xfff - ($ - .insn) nop')):
+        t.case('the handler of #UD makes an instruction' + where, 'p32 pae',
+               f'{pad}\n.x: db 0x0f, 0x04, 0xc0\n mov word [IDT32 + 6 * 8], STUB32 + 6 * 8\n jmp .end\n.h: inc ecx\n mov byte [A(.x) + 1], 0xaf\n'
+               ' cmp ecx, 3\n jb .r\n add dword [esp], 3\n.r: iretd', regs={'ax': 3, 'cx': 0}, out={'ax': 9, 'cx': 1},
+               poke={'IDT32 + 6 * 8': 'dw A(.h), 8, 0x8e00, 0'}, fmask=0x3f7700)
     # A segment whose base and offsets add up to more than 4 GiB: linear addresses wrap around.
     t.case('code of a segment that wraps around changes itself', 'p32 pae',
            'mov ecx, 5\n jmp 0x3e0:A(.in) + 0x80000000\n.in: mov al, 0x11\n add ebx, eax\n mov [A(.in) + 1], cl\n'
