@@ -60,16 +60,34 @@ class Machine:
             used[before.replace(" (", " ")] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return used
 
+    def states(self):
+        """What each process does, for somebody who looks into a failure."""
+        found = []
+        for pid in self.processes():
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/status") as status, open(f"/proc/{pid}/task/{task}/wchan") as wchan:
+                    lines = dict(line.split(":\t", 1) for line in status.read().splitlines() if ":\t" in line)
+                    found.append(f"{task} {lines['Name']}: {lines['State']}, {wchan.read()}")
+        return "; ".join(found)
+
     def end(self):
+        """Ctrl-A x, and the exit status; the terminal is read meanwhile, as terminals are."""
+        deadline = time.monotonic() + LIMIT_S
         if self.process.poll() is None:
             self.types(b"\x01x")
-        try:
-            return self.process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-        finally:
-            os.close(self.master)
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                what = self.states()
+                self.process.kill()
+                self.process.wait()
+                sys.exit(f"no end within {LIMIT_S} s of Ctrl-A x: {what}; the terminal shows {self.text[-500:]!r}")
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self.text += os.read(self.master, 4096)
+                except OSError:  # nobody has the other side open any more
+                    pass
+        os.close(self.master)
+        return self.process.returncode
 
 
 def share_used(gnomon, initramfs, append, seconds):
