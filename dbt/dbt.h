@@ -344,7 +344,7 @@ void *map_low(size_t size, int fd, int prot); // below 2 GiB, or null
 void cache_destroy(struct dbt *d);
 void cache_flush(struct dbt *d);
 void cache_advance(struct dbt *d); // the region at hand is full: evicts the oldest one
-void *arena_alloc(struct dbt *d, size_t n); // 16-byte aligned, null when the region is full
+void *arena_alloc(struct dbt *d, size_t n); // 8-byte aligned, null when the region is full
 uint8_t *cache_code(struct dbt *d, size_t *room); // where the next block goes, in the writable mapping
 void cache_code_used(struct dbt *d, size_t n);
 uint64_t *cache_slot(struct dbt *d); // null when the region is full

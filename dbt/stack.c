@@ -22,7 +22,7 @@ static void stack_adjust(struct translation *t, int32_t n)
     }
 }
 
-// PUSH, POP of a register, CALL or RET whose slot lies in a range that has been checked: it can neither fault nor miss.
+// PUSH, POP of a register, or RET, whose slot lies in a range that has been checked: it can neither fault nor miss.
 static bool surely_on_stack(const struct translation *t, unsigned i)
 {
     if (i >= t->count || t->code_size != 8)

@@ -392,12 +392,12 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
             return true;
         }
         if (z->mnemonic == ZYDIS_MNEMONIC_SUB && op[1].type == ZYDIS_OPERAND_TYPE_MEMORY && m->index == ZYDIS_REGISTER_RDI &&
-            op[0].reg.value == ZYDIS_REGISTER_RBP && to->kind == PLAIN) {
+            op[0].reg.value == ZYDIS_REGISTER_RBP && (to->kind == PLAIN || (to->kind == REST && to->constant))) {
             const uint64_t *table = indexed_table(s, (uint64_t)m->disp.value);
             if (!table || !is_tag(s, table, &write_tag))
                 return false;
             s->tag = table;
-            *out = *to;
+            *out = to->kind == REST ? fresh(s) : *to; // taken for an offset in a page, which it was not
             out->kind = REST;
             out->first = out->end = 0; // nothing is checked yet
             return true;
