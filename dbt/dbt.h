@@ -205,7 +205,7 @@ struct trail { // the last ways into translated code through C (struct engine_st
 #define BOUNCE_SIZE 4096
 
 #define MAX_INSNS 64 // of a block
-#define MAX_SIDE_EXITS 6 // conditional branches and calls that a block goes on behind
+#define MAX_SIDE_EXITS 10 // conditional branches and calls that a block goes on behind
 #define MAX_EXITS (MAX_SIDE_EXITS + 2)
 #define MAX_RANGES (MAX_SIDE_EXITS + 3)
 #define MAX_SPANS (2 * MAX_SIDE_EXITS + 2)

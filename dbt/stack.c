@@ -52,7 +52,8 @@ void rsp_change(struct translation *t, int32_t n)
     t->rsp_pending = 0;
 }
 
-// ModRM of the operand mem_begin() left: [t1 + base + disp] in a checked group, else [t1] (mem_settle()).
+// ModRM of the operand mem_begin() left: [t1 + base + disp] in a checked group, else [t1 + t0] (mem_at_t0()) or [t1]
+// (mem_settle()).
 static void operand_modrm(struct translation *t, unsigned reg)
 {
     if (t->based)
@@ -68,6 +69,16 @@ static void mem_settle(struct translation *t)
 {
     if (!t->based || t->based_on == T0)
         mem_combine(t);
+}
+
+// The same where T0 is not needed before the access.
+static void mem_at_t0(struct translation *t)
+{
+    if (t->based)
+        return;
+    t->based = true;
+    t->based_on = T0;
+    t->based_disp = 0;
 }
 
 static void store_sized(struct translation *t, unsigned size, unsigned src) // mov [operand], src
@@ -98,10 +109,14 @@ void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
     struct asm_buf *a = &t->a;
     struct ea ea = stack_ea(t, -(int64_t)size);
     mem_begin(t, &ea, size, true, false);
-    mem_settle(t);
+    bool short_imm = kind == PUSH_IMM && (int64_t)value == (int32_t)value && size == 8;
+    if (short_imm || (kind == PUSH_REG && host_reg((unsigned)value) != HOMED))
+        mem_at_t0(t);
+    else
+        mem_settle(t);
     if (kind == PUSH_REG)
         store_sized(t, size, guest_in(t, (unsigned)value, T0));
-    else if (kind == PUSH_IMM && (int64_t)value == (int32_t)value && size == 8) {
+    else if (short_imm) {
         a_rex(a, 8, 0, operand_index(t), T1, 0);
         a8(a, 0xc7);
         operand_modrm(t, 0);
@@ -121,7 +136,7 @@ void emit_peek_stack(struct translation *t, unsigned size, unsigned dst)
 {
     struct ea ea = stack_ea(t, 0);
     mem_begin(t, &ea, size, false, false);
-    mem_settle(t);
+    mem_at_t0(t);
     load_sized(t, size, dst);
 }
 
