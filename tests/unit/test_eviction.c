@@ -14,7 +14,7 @@
 #define PAGES    96u
 #define SIZE     64u // of the code for a block
 #define PER_PAGE (PAGE_SIZE / SIZE)
-#define STEPS    (2 * REGIONS + 8)
+#define STEPS    (REGIONS + 8) // once around, and on
 #define TRIES    160u
 
 static struct core *core; // there can be one in a process
