@@ -470,6 +470,7 @@ bool plant_is_at(const struct dbt *d, uint64_t at);
 int signal_attach(struct dbt *d);
 void signal_detach(struct dbt *d);
 void signal_kick(struct dbt *d); // any thread
+void signal_self(const struct dbt *d); // the same from C within an instruction, with the guest's vector registers live
 
 // ---- trace.c, perf.c
 void trace_choose_hook(struct dbt *d); // trace_block is set only where somebody wants blocks

@@ -326,6 +326,8 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
             run_bounced(d);
         host = (uint64_t)bounce_read(d, la, size);
     }
+    if (must_stop(d)) // since the look above: what answered the read asked for it, and sent no signal
+        signal_self(d);
     return host;
 }
 
