@@ -14,6 +14,7 @@
 #define END_GRACE_S 5 // from asking the machine to end until the process ends without it
 #define INSIST_S    2
 #define RETRY_MS    2 // until a full receiver is offered bytes again: 16 at 115,200 baud take 1.4 ms
+#define STUCK_MS    256 // when it takes none, twice as long each time up to this
 
 static void ending_signals(sigset_t *set)
 {
@@ -50,23 +51,50 @@ static void end_machine(struct input *in, int status)
     in->events.end(in->events.opaque, in->end_status);
 }
 
-// Takes Ctrl-A commands out of what was typed; what is for the guest stays in pending.
+// Whether a typed byte is for the guest. Obeys it where it completes a Ctrl-A command.
+static bool is_for_guest(struct input *in, uint8_t byte)
+{
+    switch (key_filter_byte(&in->keys, byte)) {
+    case KEY_SEND: return true;
+    case KEY_NOTHING: break;
+    case KEY_QUIT: end_machine(in, EXIT_KILLED); break;
+    case KEY_HELP:
+        if (write(STDERR_FILENO, terminal_keys_help, strlen(terminal_keys_help)) < 0)
+            break;
+        break;
+    case KEY_STATS: in->events.stats(in->events.opaque); break;
+    }
+    return false;
+}
+
 static void filter_keys(struct input *in, struct serial *s)
 {
     size_t kept = 0;
-    for (size_t i = 0; i < s->pending_end; i++) {
-        switch (key_filter_byte(&in->keys, s->pending[i])) {
-        case KEY_SEND: s->pending[kept++] = s->pending[i]; break;
-        case KEY_NOTHING: break;
-        case KEY_QUIT: end_machine(in, EXIT_KILLED); break;
-        case KEY_HELP:
-            if (write(STDERR_FILENO, terminal_keys_help, strlen(terminal_keys_help)) < 0)
-                break;
-            break;
-        case KEY_STATS: in->events.stats(in->events.opaque); break;
-        }
-    }
+    for (size_t i = 0; i < s->pending_end; i++)
+        if (is_for_guest(in, s->pending[i]))
+            s->pending[kept++] = s->pending[i];
     s->pending_end = kept;
+}
+
+static bool has_keys(const struct input *in, const struct serial *s)
+{
+    return s->kind == CHAR_STDIO && in->keys_enabled;
+}
+
+// A guest that takes no more bytes must not keep the user from ending it: its terminal is read on, for commands only.
+static bool is_stuck(const struct input *in, const struct serial *s)
+{
+    return has_keys(in, s) && s->pending_start != s->pending_end && s->retry_ms == STUCK_MS;
+}
+
+static void read_commands(struct input *in, struct serial *s)
+{
+    uint8_t typed[256];
+    ssize_t n = read(s->in_fd, typed, sizeof typed);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        s->in_fd = -1;
+    for (ssize_t i = 0; i < n; i++)
+        is_for_guest(in, typed[i]);
 }
 
 static void offer(struct input *in, unsigned port)
@@ -77,6 +105,7 @@ static void offer(struct input *in, unsigned port)
     size_t n = s->pending_end - s->pending_start;
     size_t taken = in->events.bytes(in->events.opaque, port, s->pending + s->pending_start, n);
     s->pending_start += taken < n ? taken : n;
+    s->retry_ms = taken ? RETRY_MS : s->retry_ms < STUCK_MS ? 2 * s->retry_ms : STUCK_MS;
     if (s->pending_start == s->pending_end)
         s->pending_start = s->pending_end = 0;
 }
@@ -92,9 +121,10 @@ static void *input_main(void *opaque)
         };
         int timeout_ms = -1;
         for (unsigned i = 0; i < MAX_SERIALS; i++) {
-            fds[3 + i] = (struct pollfd){.fd = serial_poll_fd(&in->serials[i]), .events = POLLIN};
-            if (in->serials[i].pending_start != in->serials[i].pending_end)
-                timeout_ms = RETRY_MS;
+            struct serial *s = &in->serials[i];
+            fds[3 + i] = (struct pollfd){.fd = is_stuck(in, s) ? s->in_fd : serial_poll_fd(s), .events = POLLIN};
+            if (s->pending_start != s->pending_end && (timeout_ms < 0 || s->retry_ms < timeout_ms))
+                timeout_ms = s->retry_ms;
         }
         if (poll(fds, 3 + MAX_SERIALS, timeout_ms) < 0 && errno != EINTR)
             return NULL;
@@ -112,9 +142,12 @@ static void *input_main(void *opaque)
         }
         for (unsigned i = 0; i < MAX_SERIALS; i++) {
             struct serial *s = &in->serials[i];
-            if (fds[3 + i].fd >= 0 && fds[3 + i].revents && serial_ready(s) && s->kind == CHAR_STDIO &&
-                in->keys_enabled)
-                filter_keys(in, s);
+            if (fds[3 + i].fd >= 0 && fds[3 + i].revents) {
+                if (is_stuck(in, s))
+                    read_commands(in, s);
+                else if (serial_ready(s) && has_keys(in, s))
+                    filter_keys(in, s);
+            }
             offer(in, i);
         }
     }
@@ -138,6 +171,8 @@ int input_start(struct input *in, struct serial *serials, uint64_t timeout_ns,
     int status = 0;
     memset(in, 0, sizeof *in);
     in->serials = serials;
+    for (unsigned i = 0; i < MAX_SERIALS; i++)
+        in->serials[i].retry_ms = RETRY_MS;
     in->events = *events;
     in->keys_enabled = isatty(STDIN_FILENO);
     ending_signals(&set);

@@ -27,6 +27,7 @@ struct serial {
     struct sweeper sweeper; // of the socket's file
     uint8_t pending[256]; // typed, but the guest's receiver had no room yet
     size_t pending_start, pending_end;
+    int retry_ms; // until pending is offered again
 };
 
 // Opens a back end and says on standard error where a pseudo-terminal is. Returns 0 or -errno with a line in

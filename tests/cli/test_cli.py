@@ -519,6 +519,17 @@ class OnATerminal(unittest.TestCase):
         os.write(terminal.master, b"\x01x")
         self.ends(terminal, 8)
 
+    def test_ctrl_a_x_ends_a_guest_that_takes_no_bytes(self):
+        terminal = self.start("--append", "l")
+        os.set_blocking(terminal.master, False)
+        sent = 0
+        while sent < 20000 and select.select([], [terminal.master], [], LIMIT_S)[1]:
+            sent += os.write(terminal.master, b"x" * 1000)
+        self.assertGreaterEqual(sent, 20000)
+        os.set_blocking(terminal.master, True)
+        os.write(terminal.master, b"\x01x")
+        self.ends(terminal, 8)
+
     def test_keys_reach_the_guest_and_ctrl_a_commands_do_not(self):
         terminal = self.start("--append", "e")
         os.write(terminal.master, b"a\x03\x1a\x01\x01b")
