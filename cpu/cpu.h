@@ -76,6 +76,21 @@ struct vcpu_time {
     uint64_t since, tsc[DOING_KINDS];
 };
 
+// Guest instructions that have retired, as a processor's counter has them: an instruction counts when it completes, a repeated
+// one once, one that faults not at all, nor does the delivery of an exception or interrupt. At each boundary of instructions
+// and in C code the count is exact; translated code takes a run of instructions from `left` before it executes them.
+#define COUNT_NONE UINT64_MAX
+#define COUNT_MAX_LEFT (1ull << 30) // translated code takes the upper half of `left` for its sign
+struct vcpu_count {
+    int64_t left;        // instructions until `limit`, where translated code comes to C
+    uint64_t limit;      // the smaller of `due` and `stop_at`, or on the way there
+    uint64_t due;        // a timer of the machine is; COUNT_NONE: none
+    uint64_t stop_at;    // run() ends; COUNT_NONE: never
+    uint64_t skipped_ns; // halted, with `is_time`
+    bool on;             // instructions are counted
+    bool is_time;        // a retired instruction is a nanosecond, and nothing else but halting takes time
+};
+
 struct vcpu {
     struct cpu_state s; // must be first: translated code addresses it by offset
     _Alignas(64) uint32_t requests; // REQ_*, atomic
@@ -100,6 +115,7 @@ struct vcpu {
     bool x87_exact;
     uint64_t x87_fdp;
     void *engine;       // private to the engine
+    struct vcpu_count count;
     struct vcpu_time time;
 };
 
@@ -207,7 +223,44 @@ void cpu_x87_error(struct vcpu *v);
 void cpu_x87_unhide(struct vcpu *v);  // puts x87_hidden back
 void cpu_x87_ignored(struct vcpu *v); // behind each instruction while v->ignne
 
+// ---- counted instructions
+static inline uint64_t cpu_count(const struct vcpu *v)
+{
+    return v->count.limit - (uint64_t)v->count.left;
+}
+
+// After a change of `due` or `stop_at`.
+static inline void cpu_count_set_limit(struct vcpu *v)
+{
+    struct vcpu_count *c = &v->count;
+    uint64_t now = cpu_count(v), limit = c->due < c->stop_at ? c->due : c->stop_at;
+    if (limit < now)
+        limit = now;
+    if (limit - now > COUNT_MAX_LEFT)
+        limit = now + COUNT_MAX_LEFT;
+    c->limit = limit;
+    c->left = (int64_t)(limit - now);
+}
+
+// Before anything is executed.
+static inline void cpu_count_begin(struct vcpu *v, bool is_time)
+{
+    v->count = (struct vcpu_count){.due = COUNT_NONE, .stop_at = COUNT_NONE, .on = true, .is_time = is_time};
+    cpu_count_set_limit(v);
+}
+
+// Nanoseconds since the beginning, with `is_time`.
+static inline uint64_t cpu_counted_ns(const struct vcpu *v)
+{
+    return cpu_count(v) + v->count.skipped_ns;
+}
+
+static inline uint64_t cpu_tsc_source(const struct vcpu *v) // guest TSC = this + tsc_offset
+{
+    return __builtin_expect(v->count.is_time, 0) ? cpu_counted_ns(v) : __builtin_ia32_rdtsc();
+}
+
 static inline uint64_t cpu_tsc(const struct vcpu *v)
 {
-    return __builtin_ia32_rdtsc() + v->s.tsc_offset;
+    return cpu_tsc_source(v) + v->s.tsc_offset;
 }

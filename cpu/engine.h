@@ -5,7 +5,7 @@
 
 struct engine_stats;
 
-enum engine_stop { ENGINE_REQUESTED /* REQ_EXIT was set */, ENGINE_SHUTDOWN /* triple fault */, ENGINE_HALTED_FOREVER };
+enum engine_stop { ENGINE_REQUESTED /* REQ_EXIT was set */, ENGINE_SHUTDOWN /* triple fault */, ENGINE_HALTED_FOREVER, ENGINE_COUNTED /* count.stop_at */ };
 
 struct engine_ops {
     const char *name;
@@ -70,6 +70,7 @@ unsigned engine_software_trail(struct vcpu *v, struct engine_step out[ENGINE_TRA
 // images the last operand's address; costs speed (docs/decisions/002-dead-flags.md, 007-x87-pointers.md). Before the first
 // run.
 void engine_software_exact_flags(struct vcpu *v, bool exact);
-// Counts the guest instructions executed, by blocks entered, as guest_instructions_executed; costs speed. Before the first
-// run, or before any block was made.
-void engine_software_count_executed(struct vcpu *v, bool count);
+// run() ends with ENGINE_COUNTED when so many guest instructions have retired since cpu_count_begin(), at once if they
+// have: behind the last one, before interrupts and timers that are due then, so at a state that no other thing than the guest's
+// own course decides. COUNT_NONE: it goes on. Only with counted instructions, which are chosen before the first run.
+void engine_software_stop_at(struct vcpu *v, uint64_t count);

@@ -306,7 +306,7 @@ static void derive_order(struct cpu_model *m, const struct cpu_host *host)
 static void derive_clocks(struct cpu_model *m, uint32_t tsc_khz)
 {
     m->tsc_khz = tsc_khz ? tsc_khz : 1000000;
-    m->ns_per_tsc_q32 = ((1000000ull << 32) + m->tsc_khz - 1) / m->tsc_khz;
+    m->ns_per_tsc_q32 = m->host_ns_per_tsc_q32 = ((1000000ull << 32) + m->tsc_khz - 1) / m->tsc_khz;
     // mul in [2^31, 2^32): ns = ((tsc << shift) * mul) >> 32.
     unsigned __int128 ratio = ((unsigned __int128)1000000 << 64) / m->tsc_khz; // 64.64
     int shift = 0;
@@ -426,6 +426,17 @@ struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *s
     derive_clocks(m, host->tsc_khz);
     derive_widths(m, host);
     cpu_model_build_cpuid(m, host);
+    return m;
+}
+
+struct cpu_model *cpu_model_create_at(uint32_t tsc_khz, const char *spec, char *error, size_t error_size)
+{
+    struct cpu_host host = {.cpuid = real_cpuid, .xcr0 = real_xcr0(), .tsc_khz = tsc_khz,
+                            .mxcsr_mask = real_mxcsr_mask()};
+    struct cpu_model *m = cpu_model_create_on(&host, spec, error, error_size);
+    uint32_t host_khz = m ? real_tsc_khz() : 0;
+    if (host_khz)
+        m->host_ns_per_tsc_q32 = ((1000000ull << 32) + host_khz - 1) / host_khz;
     return m;
 }
 

@@ -187,6 +187,7 @@ struct cpu_model {
     unsigned phys_bits, virt_bits;
     uint32_t tsc_khz;
     uint64_t ns_per_tsc_q32;   // nanoseconds per TSC cycle, 32.32 fixed point, rounded up
+    uint64_t host_ns_per_tsc_q32; // the same of the host's TSC, for measurements
     uint32_t pvclock_mul;      // ns = ((tsc << shift) * mul) >> 32, shift may be negative
     int8_t pvclock_shift;
     uint32_t mxcsr_mask;
@@ -204,6 +205,8 @@ struct cpu_model {
 // x86-64-v3 where the host allows it, else v2. On failure returns null and writes one line for the user. Uses
 // libc and sleeps up to 20 ms to measure the TSC: start-up only.
 struct cpu_model *cpu_model_create(const char *spec, char *error, size_t error_size);
+// The same for a TSC of this frequency.
+struct cpu_model *cpu_model_create_at(uint32_t tsc_khz, const char *spec, char *error, size_t error_size);
 struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *spec, char *error,
                                       size_t error_size);
 void cpu_model_destroy(struct cpu_model *m);

@@ -135,7 +135,7 @@ struct cpu_state {
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t apic_base, pat, misc_enable, spec_ctrl;
     uint64_t mtrr_def_type, mtrr_fix[11], mtrr_var[16];
-    uint64_t tsc_offset; // guest TSC = host TSC + tsc_offset
+    uint64_t tsc_offset; // guest TSC = cpu_tsc_source() + tsc_offset
     uint64_t kvmclock_system, kvmclock_wall;
     uint64_t tsc_adjust; // IA32_TSC_ADJUST: what the guest has added to its TSC
     uint64_t mcg_status;

@@ -10,6 +10,8 @@
 //     it (docs/decisions/007-x87-pointers.md).
 //  3. Outside 64-bit code only registers 0-7 exist: registers 8-31 keep their values.
 //  4. Every byte is checked before the first one is stored; a load that faults has changed no register.
+//  5. In a deterministic run (struct vcpu_count) nothing of what the host does in between may show: which components are in
+//     use is told from their contents, and AMD's pointers, which a switch of threads loses, are 0 while no exception is pending.
 #include "cpu/internal.h"
 #include "cpu/model.h"
 #include <stddef.h>
@@ -157,7 +159,7 @@ static void map_pointers(const struct vcpu *v, uint8_t *area)
 static void save_pointers(struct vcpu *v)
 {
     uint8_t *area = v->s.xsave, env[ENV32];
-    if (!v->model->amd || !(get(area + HEADER, 8) & BIT_X87) || get(area + LEGACY_FSW, 2) & FSW_ES)
+    if (!v->model->amd || !(get(area + HEADER, 8) & BIT_X87) || get(area + LEGACY_FSW, 2) & FSW_ES || v->count.is_time)
         return;
     __asm__ volatile("fnstenv (%0)" : : "r"(env) : "memory"); // and masks exceptions: cpu_fpu_save() resets all anyway
     put(area + LEGACY_FOP, 2, get(env + ENV_FOP, 2) & 0x7ff);
@@ -169,7 +171,8 @@ static void load_pointers(const struct vcpu *v)
 {
     const uint8_t *area = v->s.xsave;
     uint8_t env[ENV32];
-    if (!v->model->amd || !(get(area + HEADER, 8) & BIT_X87) || get(area + LEGACY_FSW, 2) & FSW_ES || !get(area + LEGACY_FIP, 4))
+    if (!v->model->amd || !(get(area + HEADER, 8) & BIT_X87) || get(area + LEGACY_FSW, 2) & FSW_ES || !get(area + LEGACY_FIP, 4) ||
+        v->count.is_time)
         return;
     __asm__ volatile("fnstenv (%0)" : : "r"(env) : "memory");
     put(env + ENV_FOP, 2, get(area + LEGACY_FOP, 2) & 0x7ff);
@@ -365,6 +368,21 @@ static void fill_initial(const struct vcpu *v, uint8_t *area, uint64_t set)
             clear(area + v->model->xsave[i].offset, v->model->xsave[i].size);
 }
 
+// Those of `set` that are not in their initial configuration. The host may say so of one that is.
+static uint64_t not_initial(const struct vcpu *v, const uint8_t *area, uint64_t set)
+{
+    uint64_t used = 0;
+    if (set & BIT_X87 &&
+        (get(area, 2) != 0x37f || !is_zero(area + 2, LEGACY_MXCSR - 2) || !is_zero(area + LEGACY_ST, LEGACY_XMM - LEGACY_ST)))
+        used |= BIT_X87;
+    if (set & BIT_SSE && !is_zero(area + LEGACY_XMM, LEGACY_END - LEGACY_XMM))
+        used |= BIT_SSE;
+    for (unsigned i = 2; i < XSAVE_COMPONENTS; i++)
+        if (set >> i & 1 && !is_zero(area + v->model->xsave[i].offset, v->model->xsave[i].size))
+            used |= 1ull << i;
+    return used;
+}
+
 // Saves the guest's components in `mask` and returns which are in use.
 static uint64_t guest_image(struct vcpu *v, uint8_t *area, uint64_t mask, bool pointers64)
 {
@@ -373,6 +391,8 @@ static uint64_t guest_image(struct vcpu *v, uint8_t *area, uint64_t mask, bool p
     fill_initial(v, area, mask & ~in_use);
     if (in_use & BIT_X87)
         map_pointers(v, area);
+    if (v->count.is_time)
+        in_use = not_initial(v, area, in_use);
     if (!pointers64)
         pointers_to_32(v, area);
     put(area + LEGACY_MXCSR, 4, host_mxcsr());
@@ -525,7 +545,11 @@ void op_xgetbv(struct vcpu *v, const struct insn *in)
     if (index > 1 || (index == 1 && !cpu_model_has(v->model, CPU_XGETBV1)))
         cpu_throw_error(v, EXC_GP, 0);
     if (index == 1) { // XCR0 & XINUSE
-        if (v->model->host_xgetbv1) {
+        if (v->count.is_time) {
+            _Alignas(64) area_t area;
+            live_save(v, area, v->model->fpu_mask);
+            value &= not_initial(v, area, get(area + HEADER, 8));
+        } else if (v->model->host_xgetbv1) {
             uint32_t lo, hi;
             __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(1));
             value &= (uint64_t)hi << 32 | lo;
@@ -643,7 +667,9 @@ static struct x87_pointers read_pointers(const struct vcpu *v, uint8_t legacy[51
     struct x87_pointers p = {0};
     uint64_t raw = get(legacy + LEGACY_FIP, 8);
     p.fop = (uint32_t)get(env + ENV_FOP, 2) & 0x7ff;
-    if (!raw && get(env + ENV_FIP, 4)) {
+    if (!raw && v->count.is_time) {
+        p.fop = 0;
+    } else if (!raw && get(env + ENV_FIP, 4)) {
         // AMD shows the pointers in FXSAVE only while an exception is pending; the environment has them
         // always, with 32 bits.
         uint16_t fop = (uint16_t)p.fop;

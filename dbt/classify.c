@@ -367,6 +367,7 @@ void emit_site(struct translation *t, struct ginsn *g)
     }
     s->rip = g->rip;
     s->count = 0;
+    s->rest = t->rest[g - t->insn];
     fill_insn(t, g, &s->in);
     if (g->cls == CLASS_GATHER)
         fill_gather(g, &s->in, &s->gather);

@@ -79,13 +79,14 @@ struct exit { // a direct exit of a block
     uint8_t tlb;                                // TLB kind of the block it leads to
 };
 
-#define NOT_BORROWED 0xff
+#define NOT_BORROWED 0x1f
 struct map_entry { // start of a guest instruction
     uint32_t host; // offset in the block's code
     uint16_t guest; // offset in the block's guest bytes
     uint8_t shadow : 1; // no interrupt may come before it: the one before was STI, or RSP is pending
     uint8_t parked : 2; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
-    uint8_t borrowed;   // guest register whose value is in `tmp` when its operation runs, NOT_BORROWED: none
+    uint8_t borrowed : 5; // guest register whose value is in `tmp` when its operation runs, NOT_BORROWED: none
+    uint8_t rest;       // counted: instructions of its run from this one on (count.c)
 };
 
 struct span { // host code during which the guest's RIP is in T0 and its flags are parked
@@ -137,6 +138,7 @@ struct gather { // what a gather or scatter has beyond struct insn
 struct site {
     uint64_t rip;
     uint64_t count;
+    uint8_t rest; // counted: instructions of its run from this one on
     struct insn in;
     struct gather gather;
 };
@@ -204,7 +206,7 @@ struct trail { // the last ways into translated code through C (struct engine_st
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
 
-#define MAX_INSNS 64 // of a block
+#define MAX_INSNS 64 // of a block; fits a byte (struct map_entry, struct site)
 #define MAX_SIDE_EXITS 10 // conditional branches and calls that a block goes on behind
 #define MAX_EXITS (MAX_SIDE_EXITS + 2)
 #define MAX_RANGES (MAX_SIDE_EXITS + 3)
@@ -221,8 +223,7 @@ struct dbt_counters {
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
     uint64_t eviction_cycles, eviction_cycles_max;
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
-    uint64_t steps, services, segment_checks, faults;
-    uint64_t executed; // guest instructions, if they are counted
+    uint64_t steps, services, limits, segment_checks, faults;
     uint64_t indirects, returns, entered[ENTRY_COUNTERS]; // branches and blocks executed, while it is measured
     uint64_t op_count[OP_COUNT];
 };
@@ -259,7 +260,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
 
     // stubs (run addresses)
     uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
-        stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault;
+        stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault, stub_limit, stub_limit_host;
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
     uint64_t slow_begin, slow_end;     // stubs that return into a block
     uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
@@ -311,7 +312,10 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     int restart;     // thrown to leave an instruction that is to be run again, not for a fault
     enum fpu_place fpu_saved;
     unsigned fault_vector;
-    bool count_executed; // each block counts its instructions as it is entered
+    // For tests: how code is divided must not show.
+    unsigned region_count; // used of REGIONS
+    unsigned max_insns;    // of a block
+    bool single;           // KEY_ONE everywhere
     bool exact_flags; // faults see every flag, at the price of saving flags that are dead otherwise
     uint8_t *ras; // the contexts' return stacks
     void *alt_stack;
@@ -410,6 +414,7 @@ uint64_t run_indirect(struct dbt *d, uint64_t rip);
 uint64_t run_step(struct dbt *d, uint64_t rip);
 uint64_t run_commit(struct dbt *d, uint64_t rip);
 uint64_t run_service(struct dbt *d);
+uint64_t run_limit(struct dbt *d, uint64_t rip); // what comes next would go beyond the count's limit
 void run_delivering(void *opaque, bool external); // listener's `delivering`, while events are traced
 _Noreturn void run_fault(struct dbt *d);       // throws d->fault_vector
 uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index); // host address of the operand
@@ -460,8 +465,9 @@ uint64_t masked_fill(struct dbt *d, uint64_t la, bool write);
 bool masked_linear(struct dbt *d, unsigned sreg, uint64_t offset, unsigned size, bool write, uint64_t *la);
 
 // ---- plant.c: breakpoints at the boundaries of guest instructions in a block
-// What the guest's state is at a run address in the block, if that is a boundary. *parked: where its flags are.
-bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bool *parked);
+// What the guest's state is at a run address in the block, if that is a boundary. *parked: where its flags are. *rest: how
+// many instructions behind it have been counted.
+bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bool *parked, unsigned *rest);
 void plant(struct dbt *d, const struct block *b);
 void plant_remove(struct dbt *d);
 bool plant_is_at(const struct dbt *d, uint64_t at);

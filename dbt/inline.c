@@ -11,7 +11,7 @@ bool can_inline(const struct translation *t, const struct ginsn *g)
     case OP_CLI:
     case OP_STI: return level0;
     case OP_SWAPGS: return level0 && t->code_size == 8;
-    case OP_RDTSC: return !(t->key & KEY_TSD);
+    case OP_RDTSC: return !(t->key & KEY_TSD) && !t->d->v->count.is_time;
     case OP_PUSHF: return !(t->key & KEY_VM) && t->code_size == 8 && g->z->operand_width == 64;
     case OP_STAC:
     case OP_CLAC: return level0 && t->code_size == 8 && t->key & KEY_SMAP;

@@ -55,10 +55,12 @@ enum cold_kind {
     COLD_NUMBER, // the constant `la`, for an operand whose displacement is at `from`
     COLD_CHECK,  // whether an indirect branch, instruction `info`, leads out of the code; flags are parked
     COLD_LOOKUP, // there is no block for the target of that
+    COLD_LIMIT,  // the run of instructions that begins with number `info` would go beyond the count's limit
 };
 struct cold {
     uint8_t kind;
     uint8_t write;
+    uint8_t flags; // COLD_LIMIT: enum flag_place
     uint32_t info;
     uint8_t *from; // rel32 of the jump to it
     uint8_t *back; // where it returns to (writable mapping)
@@ -127,7 +129,7 @@ struct translation {
     struct range range[MAX_RANGES];
     struct span indirect[MAX_SPANS];
     struct ginsn peek;
-    struct cold cold[MAX_INSNS * 6 + 4];
+    struct cold cold[MAX_INSNS * 6 + MAX_EXITS + 4];
     unsigned cold_count;
     struct map_entry map[MAX_INSNS];
     uint64_t rip_mask;  // of the next RIP in this mode
@@ -138,6 +140,7 @@ struct translation {
     unsigned group_count;
     struct merge_access access[MAX_INSNS][2];
     uint8_t access_count[MAX_INSNS];
+    uint8_t rest[MAX_INSNS]; // counted: instructions of its run from each one on, else 0
     unsigned current, nth; // instruction being emitted, and how many of its accesses have been
     int32_t rsp_pending;   // what guest RSP is more than its host register, within a run of PUSH and POP
     int t1_group;          // the group whose delta T1 holds, -1: none
@@ -174,6 +177,11 @@ bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *rea
 void load_guest(struct translation *t, unsigned host, unsigned guest);  // whole register
 void store_guest(struct translation *t, unsigned guest, unsigned host);
 unsigned guest_in(struct translation *t, unsigned guest, unsigned scratch); // host register holding it, loaded if homed
+
+// ---- count.c: counted instructions, by runs
+void count_plan(struct translation *t);  // fills `rest`
+void count_run(struct translation *t);   // before the instruction at hand, if a run begins with it
+void count_cold(struct translation *t, const struct cold *c);
 
 // ---- merge.c
 void merge_plan(struct translation *t, bool enabled);
@@ -260,5 +268,7 @@ struct peeked { // what liveness wants to know of an instruction
 bool peek_quickly(const struct translation *t, const uint8_t *p, unsigned room, struct peeked *k);
 
 // ---- translate.c
+bool is_conditional(const struct ginsn *g); // a near branch
+bool is_call(const struct ginsn *g);        // a near one
 // Flags that the code at `rip` may read before writing them, looking only into the block's own page.
 uint32_t peek_live(struct translation *t, uint64_t rip);

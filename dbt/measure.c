@@ -121,7 +121,7 @@ void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, ui
     core = s[SAMPLE_TRANSLATED].count + s[SAMPLE_HELPERS].count;
     for (unsigned i = 0; i < ENTRY_COUNTERS; i++)
         entered += n->entered[i];
-    uint64_t q32 = d->v->model->ns_per_tsc_q32,
+    uint64_t q32 = d->v->model->host_ns_per_tsc_q32,
              core_ns = (uint64_t)((unsigned __int128)t->tsc[DOING_CORE] * q32 >> 32);
     uint64_t translated_ns = part(core_ns, s[SAMPLE_TRANSLATED].count, core);
     const struct {

@@ -101,7 +101,7 @@ void mode_update(struct dbt *d)
         k |= (s->xcr0 & 6) == 6 ? KEY_AVX : 0;
         k |= (s->xcr0 & 0xe6) == 0xe6 ? KEY_AVX512 : 0;
     }
-    if (v->ignne) // cpu_x87_ignored() comes behind each instruction
+    if (v->ignne || d->single) // cpu_x87_ignored() comes behind each instruction
         k |= KEY_ONE;
     // The host checks the alignment itself, where the instruction runs on a bounce buffer that keeps it.
     if (s->cpl == 3 && s->rflags & FL_AC && s->cr0 & CR0_AM)

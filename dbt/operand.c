@@ -312,6 +312,10 @@ void mem_cold(struct translation *t)
         }
         if (c->from)
             a_patch(a, c->from);
+        if (c->kind == COLD_LIMIT) {
+            count_cold(t, c);
+            continue;
+        }
         if (c->kind == COLD_CHECK || c->kind == COLD_LOOKUP) {
             emit_cold_branch(t, c);
             continue;

@@ -14,9 +14,10 @@
 // must remove them first.
 #include "dbt/dbt.h"
 
-bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bool *parked)
+bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bool *parked, unsigned *rest)
 {
     uint32_t off = (uint32_t)(at - b->code);
+    *rest = 0;
     for (unsigned i = 0; i < b->indirect_count; i++)
         if (off >= b->indirect[i].begin && off < b->indirect[i].end) {
             *rip = t0;
@@ -27,7 +28,11 @@ bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bo
         const struct exit *e = &b->exits[i];
         if (e->out != off)
             continue;
-        *rip = e->at_out == OUT_BRANCH ? b->rip + cache_map(b, at)->guest : e->target;
+        *rip = e->target;
+        if (e->at_out == OUT_BRANCH) {
+            *rip = b->rip + cache_map(b, at)->guest;
+            *rest = cache_map(b, at)->rest;
+        }
         *parked = e->at_out == OUT_PARKED;
         return true;
     }
@@ -36,6 +41,8 @@ bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bo
         return false;
     *rip = b->rip + m->guest;
     *parked = m->parked & 1;
+    if (m > b->map && m[-1].rest > 1) // else its run begins here, and is not counted yet
+        *rest = m->rest;
     return true;
 }
 

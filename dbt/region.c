@@ -274,7 +274,7 @@ static void evict(struct dbt *d, unsigned region)
 
 void cache_advance(struct dbt *d)
 {
-    unsigned next = (d->region + 1) % REGIONS;
+    unsigned next = (d->region + 1) % d->region_count;
     d->n.evictions++; // whatever was made of a block that did not fit is lost
     if (d->regions[next].block_count)
         evict(d, next);

@@ -51,6 +51,11 @@ static void note_exception(struct dbt *d)
     note_step(d, STEP_EXCEPTION, d->v->s.rip, e->vector);
 }
 
+// The instruction at hand has completed. While C works on it, it is not counted.
+static inline void retire(struct vcpu *v) { v->count.left--; }
+
+static bool limit_reached(const struct vcpu *v) { return __builtin_expect(v->count.on, 0) && v->count.left <= 0; }
+
 // Block for the exact state in v->s.
 static struct block *next_block(struct dbt *d)
 {
@@ -79,7 +84,7 @@ static struct block *next_block(struct dbt *d)
     return b;
 }
 
-static uint64_t next_code(struct dbt *d)
+static uint64_t find_code(struct dbt *d)
 {
     struct vcpu *v = d->v;
     d->n.dispatches++;
@@ -98,13 +103,19 @@ static uint64_t next_code(struct dbt *d)
     return b->code_parked;
 }
 
+// The limit comes before a fault of the next instruction's fetch.
+static uint64_t next_code(struct dbt *d)
+{
+    return limit_reached(d->v) ? run_service(d) : find_code(d);
+}
+
 uint64_t run_chain(struct dbt *d, uint64_t arg)
 {
     struct exit *e = (struct exit *)arg;
     d->n.chains++;
     d->v->s.rip = e->target;
     uint64_t evictions = d->n.evictions;
-    if (must_stop(d))
+    if (must_stop(d) || limit_reached(d->v))
         return run_service(d);
     note_step(d, STEP_LINK, e->target, 0);
     struct block *b = next_block(d);
@@ -117,6 +128,7 @@ uint64_t run_chain(struct dbt *d, uint64_t arg)
 _Noreturn static void branch_fault(struct dbt *d)
 {
     struct vcpu *v = d->v;
+    v->count.left++;
     const struct branch *b = (const struct branch *)d->branch;
     uint64_t mask = cpu_stack_mask(v), rsp = v->s.gpr[RSP];
     v->s.rip = b->rip;
@@ -159,16 +171,24 @@ uint64_t run_step(struct dbt *d, uint64_t rip)
 uint64_t run_commit(struct dbt *d, uint64_t rip)
 {
     struct vcpu *v = d->v;
+    v->count.left++;
     if (d->slow_info & SLOW_MASKED)
         masked_commit(d);
     else
         mmu_write(v, d->bounce_la, d->bounce_data, d->bounce_len, ACC_WRITE | mmu_acc(v));
+    retire(v);
     return run_step(d, rip);
 }
 
 static bool keeps_no_trap(unsigned op)
 {
     return op == OP_INT || op == OP_INT3 || op == OP_INT1 || op == OP_INTO || op == OP_SYSCALL || op == OP_SYSENTER;
+}
+
+// REP INS and OUTS that requests, traps or breakpoints have interrupted.
+static bool goes_on(const struct vcpu *v, const struct site *s)
+{
+    return (s->in.op == OP_INS || s->in.op == OP_OUTS) && v->s.rip == s->rip;
 }
 
 uint64_t run_sensitive(struct dbt *d, uint64_t arg)
@@ -183,7 +203,10 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     d->force = 0;
     bool tf = v->s.rflags & FL_TF;
     uint8_t shadow = v->s.shadow;
+    v->count.left += s->rest;
     insn_table[s->in.op](v, &s->in);
+    if (!goes_on(v, s))
+        retire(v);
     if (__builtin_expect(v->ignne, 0))
         cpu_x87_ignored(v);
     if (__builtin_expect(shadow & (SHADOW_STI | SHADOW_MOV_SS), 0))
@@ -203,9 +226,12 @@ uint64_t run_string(struct dbt *d, uint64_t arg)
     d->n.strings++;
     s->count++;
     v->s.rip = s->rip;
+    v->count.left += s->rest;
     string_execute(v, &s->in);
-    if (v->s.rip != s->rip)
+    if (v->s.rip != s->rip) {
+        retire(v);
         return run_step(d, v->s.rip);
+    }
     debug_traps(v, v->s.rflags & FL_TF); // between two iterations
     return next_code(d);
 }
@@ -215,7 +241,9 @@ uint64_t run_gather(struct dbt *d, uint64_t arg)
     struct site *s = (struct site *)arg;
     d->n.gathers++;
     d->v->s.rip = s->rip;
+    d->v->count.left += s->rest;
     gather_execute(d, &s->in, &s->gather);
+    retire(d->v);
     return run_step(d, d->v->s.rip);
 }
 
@@ -296,6 +324,16 @@ static uint64_t check_group(struct dbt *d, uint64_t la, unsigned size, bool writ
     leave(d);
 }
 
+// Whether reading there may. A device may look at the count, and request an interrupt at once: so an instruction that asks one
+// runs alone, in deterministic runs.
+static bool asks_device(struct vcpu *v, uint64_t la, unsigned size)
+{
+    unsigned acc = ACC_READ | mmu_acc(v);
+    uint64_t last = la + size - 1;
+    mmu_check(v, la, size, acc);
+    return !mmu_fill(v, la, acc) || !mmu_fill(v, cpu_code64(v) ? last : (uint32_t)last, acc);
+}
+
 uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
 {
     struct vcpu *v = d->v;
@@ -322,7 +360,7 @@ uint64_t run_slow(struct dbt *d, uint64_t offset, uint64_t index)
     if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE)
         host = (uint64_t)mmu_fill(v, la, (write ? ACC_WRITE : ACC_READ) | mmu_acc(v));
     if (!host) {
-        if (write || (v->watch_data && cpu_watch_hits(v, la, size, false)))
+        if (write || (v->count.is_time && asks_device(v, la, size)) || (v->watch_data && cpu_watch_hits(v, la, size, false)))
             run_bounced(d);
         host = (uint64_t)bounce_read(d, la, size);
     }
@@ -350,7 +388,7 @@ uint64_t run_segment(struct dbt *d, uint64_t offset)
     return la;
 }
 
-uint64_t run_bounce(struct dbt *d, uint64_t offset)
+static uint64_t bounce(struct dbt *d, uint64_t offset)
 {
     struct vcpu *v = d->v;
     uint32_t info = d->slow_info;
@@ -381,6 +419,14 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset)
     return (uint64_t)p;
 }
 
+uint64_t run_bounce(struct dbt *d, uint64_t offset)
+{
+    d->v->count.left++;
+    uint64_t host = bounce(d, offset);
+    d->v->count.left--;
+    return host;
+}
+
 _Noreturn void run_fault(struct dbt *d)
 {
     unsigned vector = d->fault_vector;
@@ -402,12 +448,36 @@ static void count_kick(struct dbt *d, bool interrupted)
 {
     if (interrupted) {
         uint64_t cycles = __builtin_ia32_rdtsc() - d->kicked_tsc;
-        uint64_t us = (uint64_t)((unsigned __int128)cycles * d->v->model->ns_per_tsc_q32 >> 32) / 1000;
+        uint64_t us = (uint64_t)((unsigned __int128)cycles * d->v->model->host_ns_per_tsc_q32 >> 32) / 1000;
         d->kick_us[us < 63 ? us : 63]++;
         if (cycles > d->kick_cycles_max)
             d->kick_cycles_max = cycles;
     }
     d->kicked_tsc = 0;
+}
+
+// Of a halted CPU, to which time is nothing but instructions: it comes to the next timer at once. Returns whether there is one.
+static bool skip_time(struct vcpu *v)
+{
+    struct vcpu_count *c = &v->count;
+    uint64_t now = cpu_count(v);
+    if (!c->is_time || c->due == COUNT_NONE)
+        return false;
+    if (c->due > now)
+        c->skipped_ns += c->due - now;
+    c->due = now;
+    cpu_count_set_limit(v);
+    return true;
+}
+
+uint64_t run_limit(struct dbt *d, uint64_t rip)
+{
+    d->n.limits++;
+    d->v->s.rip = rip;
+    if (limit_reached(d->v) || must_stop(d))
+        return run_service(d);
+    d->force |= KEY_ONE;
+    return next_block(d)->code_parked;
 }
 
 uint64_t run_service(struct dbt *d)
@@ -419,6 +489,15 @@ uint64_t run_service(struct dbt *d)
     d->kicked = 0; // before the look: the stub sees a kick that comes after it
     for (;;) {
         uint32_t r = requests(v);
+        if (limit_reached(v))
+            cpu_count_set_limit(v);
+        if (limit_reached(v)) {
+            if (cpu_count(v) >= v->count.stop_at) {
+                d->stop = ENGINE_COUNTED + 1;
+                leave(d);
+            }
+            r |= REQ_TIMER;
+        }
         if (r & REQ_EXIT) {
             __atomic_and_fetch(&v->requests, ~REQ_EXIT, __ATOMIC_ACQ_REL);
             d->stop = ENGINE_REQUESTED + 1;
@@ -452,7 +531,7 @@ uint64_t run_service(struct dbt *d)
             continue; // a chip's timer or another process asked meanwhile
         if (v->s.activity == ACT_RUNNING)
             break;
-        if (requests_due(v))
+        if (requests_due(v) || skip_time(v))
             continue;
         vcpu_does(v, DOING_IDLE);
         fpu_out(d);
@@ -461,7 +540,7 @@ uint64_t run_service(struct dbt *d)
         vcpu_does(v, DOING_CORE);
         d->kicked_tsc = 0;
     }
-    uint64_t code = next_code(d);
+    uint64_t code = find_code(d);
     if (d->kicked_tsc)
         count_kick(d, interrupted);
     return code;
@@ -475,6 +554,7 @@ static void find_slow_rip(struct dbt *d)
     if (!m)
         return;
     d->v->s.rip = b->rip + m->guest;
+    d->v->count.left += m->rest;
     if (d->restart && m->shadow)
         d->v->s.shadow |= SHADOW_STI; // it has not been done yet
 }

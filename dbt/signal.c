@@ -26,7 +26,8 @@ static bool in_blocks(const struct dbt *d, uint64_t rip)
     return cache_contains(d, rip);
 }
 
-static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked)
+// `rest`: instructions that have been counted and come after this place.
+static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked, unsigned rest)
 {
     struct cpu_state *s = &d->v->s;
     for (unsigned g = 0; g < 16; g++)
@@ -35,6 +36,7 @@ static void take_state(struct dbt *d, const greg_t *r, uint64_t rip, bool parked
     uint64_t flags = parked ? (d->parked >> 8 & 0xff) | (d->parked & 1 ? FL_OF : 0) : (uint64_t)r[REG_EFL];
     s->rflags = (s->rflags & ~(uint64_t)FL_ARITH) | (flags & FL_ARITH);
     s->rip = rip;
+    d->v->count.left += rest;
     d->ras_sp = (uint64_t)r[REG_RSP];
 }
 
@@ -43,23 +45,24 @@ static void leave_soon(struct dbt *d, greg_t *r)
 {
     uint64_t at = (uint64_t)r[REG_RIP], rip;
     bool parked;
+    unsigned rest;
     plant_remove(d);
     if (at >= d->tail_begin && at < d->tail_end) {
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (at >= d->returns_begin && at < d->returns_end) {
         if (!in_code(d->v, (uint64_t)r[REG_RBP]))
             return; // the lookup under way faults
-        take_state(d, r, (uint64_t)r[REG_RBP], true);
+        take_state(d, r, (uint64_t)r[REG_RBP], true, 0);
         d->ras_sp = d->ras_base;
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (in_blocks(d, at)) {
         struct block *b = cache_block_at(d, at);
         if (!b)
             return;
-        if (plant_boundary(b, at, (uint64_t)r[REG_RBP], &rip, &parked)) {
+        if (plant_boundary(b, at, (uint64_t)r[REG_RBP], &rip, &parked, &rest)) {
             if (!in_code(d->v, rip))
                 return; // it comes to C next
-            take_state(d, r, rip, parked);
+            take_state(d, r, rip, parked, rest);
             r[REG_RIP] = (greg_t)d->stub_service;
         } else {
             plant(d, b);
@@ -159,7 +162,7 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     default: die(d, sig, info, r); return;
     }
     const struct map_entry *m = cache_map(b, at);
-    take_state(d, r, rip, m->parked & 2);
+    take_state(d, r, rip, m->parked & 2, m->rest); // nothing of the run from this instruction on is done
     if (m->borrowed != NOT_BORROWED)
         d->v->s.gpr[m->borrowed & 15] = d->tmp;
     d->fault_vector = (unsigned)r[REG_TRAPNO];

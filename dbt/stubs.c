@@ -217,6 +217,13 @@ int stubs_create(struct dbt *d)
     a_store_abs(a, 4, D(parked), H_AX);
     a_mov_rr(a, 8, H_AX, T1);
     d->stub_chain = leave_stub(g, run_chain, tail);
+    d->stub_limit_host = asm_here(a);
+    a_mov_rr(a, 8, T1, H_AX);
+    a8(a, 0x9f);                   // lahf
+    a_bytes(a, "\x0f\x90\xc0", 3); // seto al
+    a_store_abs(a, 4, D(parked), H_AX);
+    a_mov_rr(a, 8, H_AX, T1);
+    d->stub_limit = leave_stub(g, run_limit, tail);
     d->stub_sensitive = leave_stub(g, run_sensitive, tail);
     d->stub_string = leave_stub(g, run_string, tail);
     d->stub_gather = leave_stub(g, run_gather, tail);

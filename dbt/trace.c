@@ -129,19 +129,19 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
     } rows[] = {
         {"blocks_translated", n->blocks}, {"guest_instructions_translated", n->guest_insns}, {"guest_bytes_translated", n->guest_bytes},
         {"host_bytes_emitted", n->host_bytes}, {"translation_cycles", n->translate_cycles},
-        {"time_translator", (uint64_t)((unsigned __int128)n->translate_cycles * v->model->ns_per_tsc_q32 >> 32)},
+        {"time_translator", (uint64_t)((unsigned __int128)n->translate_cycles * v->model->host_ns_per_tsc_q32 >> 32)},
         {"expansion_percent", n->guest_bytes ? n->host_bytes * 100 / n->guest_bytes : 0},
         {"cycles_per_instruction_translated", n->guest_insns ? n->translate_cycles / n->guest_insns : 0},
         {"chains_made", n->chains}, {"dispatches", n->dispatches}, {"sensitive_instructions", n->sensitive}, {"string_instructions", n->strings},
         {"tlb_misses", n->slow_fills}, {"bounced_accesses", n->bounces}, {"kicks", n->kicks}, {"kick_traps", n->kick_traps},
         {"time_kick_p50", kick_quantile(d, 0.5)}, {"time_kick_p99", kick_quantile(d, 0.99)},
-        {"time_kick_max", (uint64_t)((unsigned __int128)d->kick_cycles_max * v->model->ns_per_tsc_q32 >> 32)},
+        {"time_kick_max", (uint64_t)((unsigned __int128)d->kick_cycles_max * v->model->host_ns_per_tsc_q32 >> 32)},
         {"interrupts", n->interrupts}, {"exceptions", n->exceptions}, {"indirect_misses", n->ib_misses}, {"return_misses", n->ret_misses}, {"return_unpredicted", n->ret_empty}, {"group_misses", n->group_misses},
         {"steps", n->steps}, {"services", n->services}, {"segment_checks", n->segment_checks}, {"host_faults", n->faults},
-        {"gathers", n->gathers}, {"guest_instructions_executed", n->executed},
+        {"gathers", n->gathers}, {"guest_instructions_executed", v->count.on ? cpu_count(v) : 0},
         {"cross_page_links_reset", n->far_resets}, {"blocks_invalidated", n->invalidations}, {"cache_evictions", n->evictions},
-        {"time_evictions", (uint64_t)((unsigned __int128)n->eviction_cycles * v->model->ns_per_tsc_q32 >> 32)},
-        {"time_eviction_max", (uint64_t)((unsigned __int128)n->eviction_cycles_max * v->model->ns_per_tsc_q32 >> 32)},
+        {"time_evictions", (uint64_t)((unsigned __int128)n->eviction_cycles * v->model->host_ns_per_tsc_q32 >> 32)},
+        {"time_eviction_max", (uint64_t)((unsigned __int128)n->eviction_cycles_max * v->model->host_ns_per_tsc_q32 >> 32)},
         {"page_walks", v->tlb->walks}, {"tlb_flushes", v->tlb->flushes}, {"tlb_page_flushes", v->tlb->page_flushes},
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)
@@ -192,8 +192,8 @@ void engine_software_exact_flags(struct vcpu *v, bool exact)
     d->exact_flags = v->x87_exact = exact;
 }
 
-void engine_software_count_executed(struct vcpu *v, bool count)
+void engine_software_stop_at(struct vcpu *v, uint64_t count)
 {
-    struct dbt *d = v->engine;
-    d->count_executed = count;
+    v->count.stop_at = count;
+    cpu_count_set_limit(v);
 }

@@ -25,9 +25,9 @@ static bool ends_block(const struct translation *t, const struct ginsn *g)
     }
 }
 
-static bool conditional(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z->meta.category == ZYDIS_CATEGORY_COND_BR; }
+bool is_conditional(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z->meta.category == ZYDIS_CATEGORY_COND_BR; }
 
-static bool call(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z->meta.category == ZYDIS_CATEGORY_CALL; }
+bool is_call(const struct ginsn *g) { return g->cls == CLASS_CONTROL && g->z->meta.category == ZYDIS_CATEGORY_CALL; }
 
 // A conditional branch ahead is an exit on the side: the block goes on behind it. What jumps back is mostly taken. Calls
 // come back, as a rule.
@@ -35,7 +35,7 @@ static bool goes_on_behind(const struct translation *t, const struct ginsn *g)
 {
     if (t->side_exits == MAX_SIDE_EXITS || t->key & KEY_ONE)
         return false;
-    return conditional(g) ? (g->z->opcode & 0xf0) != 0xe0 && (int64_t)g->imm > 0 : call(g) && call_returns(t, g);
+    return is_conditional(g) ? (g->z->opcode & 0xf0) != 0xe0 && (int64_t)g->imm > 0 : is_call(g) && call_returns(t, g);
 }
 
 uint32_t peek_live(struct translation *t, uint64_t rip)
@@ -96,10 +96,10 @@ static void liveness(struct translation *t)
     for (unsigned i = t->count; i-- > 0;) {
         struct ginsn *g = &t->insn[i];
         bool inner = i + 1 < t->count;
-        if (inner && live != FL_ARITH && conditional(g))
+        if (inner && live != FL_ARITH && is_conditional(g))
             live |= peek_live(t, branch_target(t, g));
         g->live_after = live;
-        if (inner && call(g)) // what is live behind it comes from what was called
+        if (inner && is_call(g)) // what is live behind it comes from what was called
             live = g->z->opcode == 0xe8 ? peek_live(t, branch_target(t, g)) : FL_ARITH;
         live = t->d->exact_flags ? FL_ARITH : (live & ~flags_killed(g)) | flags_read(g);
         g->live = live;
@@ -143,17 +143,6 @@ static void count_entry(struct translation *t)
     a_store_abs(a, 8, counter, T0);
 }
 
-// The instructions from here on until the block may be left.
-static void count_executed(struct translation *t)
-{
-    unsigned i = t->current;
-    while (i + 1 < t->count && !conditional(&t->insn[i]) && !call(&t->insn[i]))
-        i++;
-    a_load_abs(&t->a, 8, T0, DBT(t, n.executed));
-    a_lea(&t->a, 8, T0, T0, -1, 1, (int32_t)(i + 1 - t->current));
-    a_store_abs(&t->a, 8, DBT(t, n.executed), T0);
-}
-
 static void *keep(struct dbt *d, const void *data, size_t n) // in the arena; null: it is full
 {
     void *p = arena_alloc(d, n);
@@ -173,6 +162,7 @@ static int emit_block(struct translation *t)
     t->rsp_pending = 0;
     t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
     b->exits = t->exit;
+    count_plan(t);
     uint8_t *start = t->a.p;
     b->code = (uint32_t)asm_here(&t->a);
     if (t->key & KEY_NOMERGE)
@@ -184,15 +174,15 @@ static int emit_block(struct translation *t)
         bool shadow = i && t->insn[i - 1].cls == CLASS_INLINE && t->insn[i - 1].sens == OP_STI;
         struct map_entry *m = &t->map[i];
         *m = (struct map_entry){.host = i ? (uint32_t)(t->a.p - start) : 0, .guest = (uint16_t)(g->rip - b->rip), .shadow = shadow || t->rsp_pending, .borrowed = NOT_BORROWED,
-                                .parked = t->flags == FLAGS_PARKED};
+                                .parked = t->flags == FLAGS_PARKED, .rest = t->rest[i]};
         t->current = i;
         t->nth = 0;
         bool keeps_t1 = i && (t->insn[i - 1].cls == CLASS_PLAIN || t->insn[i - 1].z->mnemonic == ZYDIS_MNEMONIC_PUSH ||
-                              t->insn[i - 1].z->mnemonic == ZYDIS_MNEMONIC_POP || conditional(&t->insn[i - 1]));
+                              t->insn[i - 1].z->mnemonic == ZYDIS_MNEMONIC_POP || is_conditional(&t->insn[i - 1]));
         if (!keeps_t1)
             t->t1_group = -1;
-        if (d->count_executed && (!i || conditional(&t->insn[i - 1]) || call(&t->insn[i - 1])))
-            count_executed(t);
+        if (t->rest[i] && (!i || t->rest[i - 1] == 1))
+            count_run(t);
         flags_before(t, g);
         m->parked |= t->flags == FLAGS_PARKED ? 2 : 0;
         emit_insn(t, g);
@@ -268,7 +258,7 @@ static void decode_block(struct translation *t, struct window *w)
     b->indirect = t->indirect;
     if (w->p && t->code_size == 8)
         decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
-    while (t->count < MAX_INSNS) {
+    while (t->count < d->max_insns) {
         uint64_t off = code_linear(t, rip) - w->la;
         struct ginsn *g = &t->insn[t->count];
         if (off >= w->len)

@@ -33,6 +33,7 @@ static uint64_t calls_of(const struct dbt_counters *n, const char *name)
         {"run_chain", n->chains}, {"run_sensitive", n->sensitive}, {"run_string", n->strings}, {"run_gather", n->gathers},
         {"run_indirect", n->ib_misses}, {"run_step", n->steps}, {"run_commit", n->bounces}, {"run_service", n->services},
         {"run_slow", n->slow_fills}, {"run_segment", n->segment_checks}, {"run_bounce", n->bounces}, {"run_fault", n->faults},
+        {"run_limit", n->limits},
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)
         if (!strcmp(rows[i].name, name))
@@ -45,6 +46,7 @@ static const struct { const char *name; const void *function; } functions[] = {
     {"run_gather", (const void *)run_gather}, {"run_indirect", (const void *)run_indirect}, {"run_step", (const void *)run_step},
     {"run_commit", (const void *)run_commit}, {"run_service", (const void *)run_service}, {"run_slow", (const void *)run_slow},
     {"run_segment", (const void *)run_segment}, {"run_bounce", (const void *)run_bounce}, {"run_fault", (const void *)run_fault},
+    {"run_limit", (const void *)run_limit},
 };
 
 // Functions that the stubs call: MOV RAX, address; CALL RAX. Returns their number, or -1 with a line on standard error.
@@ -113,7 +115,7 @@ static bool names_instruction(const char *section, const char *end, const char *
 static void start_counting(void *opaque, struct machine *m)
 {
     (void)opaque;
-    engine_software_count_executed(machine_vcpu(m), true);
+    cpu_count_begin(machine_vcpu(m), false);
 }
 
 static void put(void *opaque, const uint8_t *data, size_t n)
@@ -140,11 +142,11 @@ static unsigned report(const struct dbt *d, const char *document)
     struct helper helpers[32];
     unsigned failures = 0;
     int count = find_helpers(d, helpers, sizeof helpers / sizeof helpers[0]);
-    double thousands = (double)d->n.executed / 1000;
+    double thousands = (double)cpu_count(d->v) / 1000;
 
     if (count < 0)
         return 1;
-    printf("%" PRIu64 " guest instructions executed, %" PRIu64 " translated in %" PRIu64 " blocks\n\n", d->n.executed, d->n.guest_insns,
+    printf("%" PRIu64 " guest instructions executed, %" PRIu64 " translated in %" PRIu64 " blocks\n\n", cpu_count(d->v), d->n.guest_insns,
            d->n.blocks);
     printf("%-16s %12s %14s %8s\n", "helper", "calls", "per thousand", "limit");
     for (int i = 0; i < count; i++) {

@@ -106,9 +106,10 @@ static void check(const char *code, unsigned size, unsigned at, unsigned indirec
     for (unsigned i = 0; i < d->planted_count; i++) {
         uint64_t rip = 1;
         bool parked;
+        unsigned rest;
         assert_int_equal(d->rw[d->planted[i].at - d->rx], 0xcc);
         assert_true(plant_boundary(b, d->planted[i].at, CODE_GPA, &rip,
-                                   &parked)); // else its trap would come for ever
+                                   &parked, &rest)); // else its trap would come for ever
         assert_true(rip >= CODE_GPA && rip < CODE_GPA + 3 * PAGE_SIZE);
     }
     ways_out_pass_a_boundary(d, b, copy);
@@ -119,6 +120,7 @@ static void check(const char *code, unsigned size, unsigned at, unsigned indirec
     // Of places that are none: the middle of instructions.
     for (uint32_t off = 0; off < b->code_len; off++) {
         uint64_t rip;
+        unsigned rest;
         bool parked, known = in_span(b, off);
         for (unsigned i = 0; i < b->map_count; i++)
             known |= b->map[i].host == off && !b->map[i].shadow;
@@ -126,7 +128,7 @@ static void check(const char *code, unsigned size, unsigned at, unsigned indirec
             known |= b->exits[i].out == off;
         for (unsigned i = 0; i < b->indirect_count; i++)
             known |= b->indirect[i].begin == off;
-        assert_int_equal(plant_boundary(b, b->code + off, CODE_GPA, &rip, &parked), known);
+        assert_int_equal(plant_boundary(b, b->code + off, CODE_GPA, &rip, &parked, &rest), known);
     }
     free(copy);
 }
@@ -169,6 +171,7 @@ static void nothing_comes_between_sti_and_the_next_instruction(void **state)
     struct dbt *d = core->v->engine;
     uint64_t rip;
     bool parked;
+    unsigned rest;
     set_mode(true);
     static const struct {
         char bytes[8];
@@ -184,7 +187,7 @@ static void nothing_comes_between_sti_and_the_next_instruction(void **state)
         memcpy(code + 1, next[i].bytes, sizeof next[i].bytes);
         struct block *b = make(code, sizeof code, 0xc00 + i * 32);
         for (uint32_t off = 0; off < b->code_len; off++)
-            if (plant_boundary(b, b->code + off, CODE_GPA, &rip, &parked))
+            if (plant_boundary(b, b->code + off, CODE_GPA, &rip, &parked, &rest))
                 assert_int_not_equal(rip, b->rip + 1);
         cache_flush(d);
     }
