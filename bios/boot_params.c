@@ -23,7 +23,7 @@
 
 // A kernel mixes this into its random number generator at once; without it early users wait for entropy that
 // a machine without disks and keys is slow to give. Kernels that don't know the type pass over it.
-static bool write_setup_data(struct mem_map *mem)
+static bool write_setup_data(const struct loader *l, struct mem_map *mem)
 {
     struct {
         uint64_t next;
@@ -31,7 +31,7 @@ static bool write_setup_data(struct mem_map *mem)
         uint8_t seed[RNG_SEED_SIZE];
     } data = {.type = SETUP_RNG_SEED, .length = RNG_SEED_SIZE};
 
-    if (getrandom(data.seed, sizeof data.seed, 0) != sizeof data.seed)
+    if (!l->config.fixed_seed && getrandom(data.seed, sizeof data.seed, 0) != sizeof data.seed)
         data.length = 0;
     return mem_write(mem, BOOT_SETUP_DATA, &data, sizeof data);
 }
@@ -59,7 +59,7 @@ bool boot_params_write(const struct loader *l, struct mem_map *mem)
     put32(page + HDR_RAMDISK_SIZE, (uint32_t)l->initrd_size);
     put32(page + HDR_CMD_LINE_PTR, BOOT_CMDLINE);
     if (l->version >= 0x209) {
-        if (!write_setup_data(mem))
+        if (!write_setup_data(l, mem))
             return false;
         put64(page + HDR_SETUP_DATA, BOOT_SETUP_DATA);
     }

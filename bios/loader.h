@@ -33,6 +33,7 @@ struct loader_config {
     unsigned initrd_count;
     const char *cmdline;
     bool long_mode; // the CPU model has it
+    bool fixed_seed; // what a kernel is given to begin its random numbers with is always the same
     struct acpi_config acpi;
 };
 

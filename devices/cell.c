@@ -264,12 +264,17 @@ static uint64_t perform(struct machine *m, enum cell_call call, uint64_t address
         return 0;
     case CALL_TRACE_PORT: trace_io(m, false, write, address, size & 15, value); return 0;
     case CALL_TRACE_MMIO: trace_io(m, true, write, address, size & 15, value); return 0;
+    case CALL_TIMERS:
+        m->counters.timer_runs++;
+        timer_run(&m->device_clock);
+        return 0;
     default: return 0; // CALL_FLUSH: done already
     }
 }
 
 static void give_answer(struct machine *m)
 {
+    m->page->due_ns = m->device_clock.head ? m->device_clock.head->deadline_ns : NEVER;
     __atomic_store_n(&m->page->answer, 1, __ATOMIC_RELEASE);
     futex(&m->page->answer, FUTEX_WAKE, 1, NULL);
 }
@@ -280,6 +285,11 @@ static void answer_call(struct machine *m, enum cell_call call)
     uint64_t address = p->address, value = p->value, start_ns = pc_monotonic_ns();
     unsigned size = p->size;
 
+    if (m->config.deterministic) { // never back, and never so far that a deadline beyond it can't be told
+        uint64_t now_ns = p->now_ns;
+        if (now_ns > m->told_ns && now_ns < 1ull << 62)
+            m->told_ns = now_ns;
+    }
     m->cell->answering = true;
     m->page->value = perform(m, call, address, size, value);
     m->page->pm_timer_port = piix4pm_timer_port(m->pm);
@@ -398,7 +408,7 @@ static void sleep_until_bell(struct machine *m, uint64_t now_ns)
     uint64_t until_ns = now_ns + (m->role == PC_MACHINE && m->cell->busy ? BALANCE_NS : SECOND_NS);
     const struct timer *head = m->device_clock.head;
 
-    if (m->role == PC_MACHINE && head && head->deadline_ns < until_ns - m->clock_base_ns)
+    if (m->role == PC_MACHINE && !m->config.deterministic && head && head->deadline_ns < until_ns - m->clock_base_ns)
         until_ns = head->deadline_ns + m->clock_base_ns;
     struct timespec until = {(time_t)(until_ns / SECOND_NS), (long)(until_ns % SECOND_NS)};
     futex(&m->page->bell, FUTEX_WAIT_BITSET, 0, &until);
@@ -408,7 +418,7 @@ static void run_timers(struct machine *m)
 {
     uint64_t start_ns;
 
-    if (!m->device_clock.head || m->device_clock.head->deadline_ns > pc_clock_now(m))
+    if (m->config.deterministic || !m->device_clock.head || m->device_clock.head->deadline_ns > pc_clock_now(m))
         return;
     start_ns = pc_monotonic_ns();
     m->counters.timer_runs++;
@@ -561,6 +571,8 @@ int cell_run(struct machine *m, char *error, size_t error_size)
         goto fail;
     learn_levels(m);
     p->stop = 0;
+    p->stop_at = m->stop_at;
+    m->told_ns = pc_clock_now(m); // while this is no PC_MACHINE: the vCPU's
     p->pm_timer_port = piix4pm_timer_port(m->pm);
     c->balanced_ns = pc_monotonic_ns();
     read_times(c, &c->ran_ns, &c->waited_ns);
@@ -584,7 +596,7 @@ int cell_run(struct machine *m, char *error, size_t error_size)
     if (result)
         goto fail;
     take_back_events(m);
-    return why == ENGINE_SHUTDOWN || why == ENGINE_HALTED_FOREVER ? (int)why : ENGINE_REQUESTED;
+    return why == ENGINE_SHUTDOWN || why == ENGINE_HALTED_FOREVER || why == ENGINE_COUNTED ? (int)why : ENGINE_REQUESTED;
 fail:
     snprintf(error, error_size, "the state of the guest's process can't be handed over: %s: please report it",
              strerror(-result));
@@ -622,7 +634,10 @@ static void cell_run_timers(void *opaque)
     m->counters.timer_runs++;
     cell_attend(m);
     m->programmed_ns = NEVER;
-    pc_clock_rearm(m, timer_run(&m->clock));
+    uint64_t next_ns = timer_run(&m->clock);
+    if (m->config.deterministic && m->due_ns <= pc_clock_now(m))
+        cell_ask(m, CALL_TIMERS, 0, 0, 0);
+    pc_clock_rearm(m, next_ns);
     m->counters.device_ns += pc_monotonic_ns() - start_ns;
     if (__atomic_exchange_n(&m->page->stats_wanted, 0, __ATOMIC_ACQ_REL)) {
         publish(m);
@@ -753,6 +768,11 @@ _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
         m->map_seen--; // follow the map even where nothing has changed since
         cell_attend(m);
         pc_raise(m, REQ_TIMER);
+        if (m->config.deterministic) {
+            m->due_ns = m->page->due_ns;
+            m->v->count.stop_at = m->page->stop_at;
+            pc_count_limit(m);
+        }
         enum engine_stop why = m->config.engine->run(m->v);
         __atomic_and_fetch(&m->v->requests, ~(uint32_t)REQ_EXIT, __ATOMIC_ACQ_REL);
         cell_attend(m);

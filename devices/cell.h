@@ -21,6 +21,9 @@
 // Whichever is first, either the device sees the bit or the translator sees the bytes. The queue is emptied before
 // the cell goes on after a call, and within microseconds (the kick) of a write that no call of its own caused.
 //
+// In a deterministic run the cell alone knows the time. It says it with each call, and each answer says when the machine process
+// wants to be called by a timer of its chips: so what comes from there comes at answers only.
+//
 // Neither process trusts a value here more than a packet: the machine process copies each operand once and checks
 // it; an index the cell writes only says how much room there is.
 #pragma once
@@ -44,6 +47,7 @@ enum cell_call {
     CALL_TRACE_CPU,   // text, address, value
     CALL_TRACE_PORT,  // an access that a chip beside the vCPU answered; `write` says which way
     CALL_TRACE_MMIO,
+    CALL_TIMERS,      // deterministic: one of the machine process's timers is due
     CALL_READY,       // the sandbox is closed; answered by letting the guest run
     CALL_STOPPED,     // value: enum engine_stop; blob: the cell's part. Answered by letting the guest run
     CALL_FAILED,      // before CALL_READY. value: errno; size: enum cell_failure
@@ -91,6 +95,7 @@ struct cell_page {
     uint32_t call;              // enum cell_call
     uint32_t size, write;
     uint64_t address, value;
+    uint64_t now_ns; // deterministic: the machine's clock
     uint32_t answer; // futex: 1 when the machine process has answered in `value`
     char text[CELL_TEXT];
 
@@ -113,6 +118,8 @@ struct cell_page {
     uint64_t base[MEM_MAX_REGIONS];
     uint8_t pam[16];
     uint32_t pm_timer_port; // 0: none
+    uint64_t due_ns;        // deterministic: the first timer of the machine process's; NEVER: none
+    uint64_t stop_at;       // machine_stop_at()
 
     // ---- rings, figures, state
     struct cell_out out[CELL_SERIALS];

@@ -34,6 +34,8 @@ uint64_t cell_ask(struct machine *m, enum cell_call call, uint64_t address, unsi
     p->address = address;
     p->size = size;
     p->value = value;
+    if (m->config.deterministic)
+        p->now_ns = pc_clock_now(m);
     __atomic_store_n(&p->call, call, __ATOMIC_RELEASE);
     ring_bell(p, BELL_CALL);
     while (!__atomic_load_n(&p->answer, __ATOMIC_ACQUIRE))
@@ -42,6 +44,10 @@ uint64_t cell_ask(struct machine *m, enum cell_call call, uint64_t address, unsi
     value = p->value;
     if (call < CALL_READY) // the others are answered by new state, which comes first
         cell_attend(m);
+    if (call < CALL_READY && m->config.deterministic) {
+        m->due_ns = p->due_ns;
+        pc_count_limit(m);
+    }
     return value;
 }
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define MIB (1ull << 20)
+#define DETERMINISTIC_TSC_KHZ 1000000u // an instruction is a nanosecond
 
 // ---- mailbox: any thread
 // After a request was set: the vCPU's thread looks at it soon, whether it runs guest code or sleeps.
@@ -248,9 +249,28 @@ static int open_payload(struct machine *m, char *error, size_t error_size, bool 
     m->loader_config.cmdline = c->append;
     m->loader_config.long_mode = cpu_model_has(m->model, CPU_LM);
     m->loader_config.acpi = m->acpi;
+    m->loader_config.fixed_seed = c->deterministic;
     result = loader_prepare(&m->loader, &m->loader_config, &m->mem, error, error_size);
     *usage = !hosts_fault(result);
     return result;
+}
+
+// A deterministic one has no random instructions, and a TSC of 1 GHz.
+static struct cpu_model *create_model(const struct machine_config *c, char *error, size_t error_size)
+{
+    const char *cpu = c->cpu && *c->cpu ? c->cpu : "default";
+    char *spec = NULL;
+    struct cpu_model *model = NULL;
+
+    if (!c->deterministic)
+        return cpu_model_create(c->cpu, error, error_size);
+    if (asprintf(&spec, "%s,-rdrand,-rdseed", cpu) < 0) {
+        snprintf(error, error_size, "--cpu: out of memory");
+        return NULL;
+    }
+    model = cpu_model_create_at(DETERMINISTIC_TSC_KHZ, spec, error, error_size);
+    free(spec);
+    return model;
 }
 
 static int create_memory(struct machine *m, char *error, size_t error_size, bool *usage)
@@ -317,7 +337,7 @@ struct machine *machine_create(const struct machine_config *config, char *error,
                  MACHINE_MAX_INITRDS);
         goto fail;
     }
-    m->model = cpu_model_create(config->cpu, error, error_size);
+    m->model = create_model(config, error, error_size);
     if (!m->model) {
         *usage = true;
         goto fail;
@@ -480,12 +500,26 @@ static int prepare_run(struct machine *m, char *error, size_t error_size)
     int result = attach(m, error, error_size);
     if (result)
         return result;
+    if (m->config.deterministic) {
+        m->v->count.stop_at = m->stop_at;
+        pc_count_limit(m);
+    }
     result = pc_start_clock(m);
     if (result)
         snprintf(error, error_size,
                  "clock: the host gives no timer: %s: raise the limit of pending signals (ulimit -i)",
                  strerror(-result));
     return result;
+}
+
+void machine_stop_at(struct machine *m, uint64_t count)
+{
+    m->stop_at = count;
+}
+
+uint64_t machine_count(const struct machine *m)
+{
+    return cpu_count(m->v);
 }
 
 struct machine_outcome machine_run(struct machine *m, char *error, size_t error_size)
@@ -511,6 +545,10 @@ struct machine_outcome machine_run(struct machine *m, char *error, size_t error_
             break;
         if (why == ENGINE_SHUTDOWN && crashed(m, "triple fault", &outcome, error, error_size))
             break;
+        if (why == ENGINE_COUNTED) {
+            outcome = (struct machine_outcome){MACHINE_END_COUNTED, 0};
+            break;
+        }
         if (why == ENGINE_HALTED_FOREVER)
             wait_for_stop(m);
     }
@@ -560,7 +598,7 @@ static void cpu_state_stream(struct machine *m, struct stream *s)
     if (s->loading && !s->error) {
         make_safe(m->model, state);
         m->v->s = *state;
-        m->v->s.tsc_offset = tsc - __builtin_ia32_rdtsc();
+        m->v->s.tsc_offset = tsc - cpu_tsc_source(m->v);
         __atomic_store_n(&m->v->requests, (requests & (REQ_NMI | REQ_INTR)) | REQ_TIMER, __ATOMIC_RELEASE);
         m->v->mode_gen++;
     }
@@ -582,6 +620,19 @@ static bool beside_vcpu(const struct device_ops *ops)
            ops == &uart_device || ops == &ferr_device;
 }
 
+static void count_stream(struct vcpu *v, struct stream *s)
+{
+    uint64_t count = cpu_count(v);
+
+    stream_u64(s, &count);
+    stream_u64(s, &v->count.skipped_ns);
+    if (s->loading) {
+        v->count.limit = count;
+        v->count.left = 0;
+        cpu_count_set_limit(v);
+    }
+}
+
 // The wires come before the chips, some of which drive their lines again when they are loaded: the level is then no
 // news. They come again at the end, for what these chips changed after all. Runs in the cell too: no allocation.
 void pc_core_stream(struct machine *m, struct stream *s)
@@ -590,6 +641,7 @@ void pc_core_stream(struct machine *m, struct stream *s)
 
     stream_section(s, "core", 1);
     stream_u64(s, &m->clock_base_ns);
+    count_stream(m->v, s);
     wires_stream(m, s);
     for (unsigned n = 0; n < m->device_count; n++)
         if (beside_vcpu(m->devices[n].ops))
@@ -615,8 +667,10 @@ void machine_state(struct machine *m, struct stream *s)
 
     stream_section(s, "machine", 1);
     stream_u64(s, &now_ns);
-    if (s->loading && !s->error)
+    if (s->loading && !s->error) {
         m->clock_base_ns = pc_monotonic_ns() - now_ns;
+        m->v->count.skipped_ns = now_ns - cpu_count(m->v); // wraps
+    }
     cpu_state_stream(m, s);
     if (m->v->lapic)
         lapic_state(m->v->lapic, s);
@@ -636,6 +690,32 @@ void machine_state(struct machine *m, struct stream *s)
         if (m->v->s.kvmclock_system & 1)
             cpu_kvmclock_update(m->v);
     }
+}
+
+static void core_chips_stream(struct machine *m, struct stream *s)
+{
+    for (unsigned n = 0; n < m->device_count; n++)
+        if (beside_vcpu(m->devices[n].ops))
+            m->devices[n].ops->state(m->devices[n].opaque, s);
+    if (m->v->lapic)
+        lapic_state(m->v->lapic, s);
+}
+
+// What chips note of the past for later brings a load up to date, so there is one first, as there is when a cell stops.
+void machine_chips_state(struct machine *m, struct stream *s)
+{
+    struct stream first, again;
+
+    stream_init_save(&first);
+    core_chips_stream(m, &first);
+    stream_init_load(&again, first.data, first.size);
+    core_chips_stream(m, &again);
+    stream_free(&first);
+    if (m->v->lapic)
+        lapic_state(m->v->lapic, s);
+    for (unsigned n = 0; n < m->device_count; n++)
+        m->devices[n].ops->state(m->devices[n].opaque, s);
+    wires_stream(m, s);
 }
 
 // ---- looking inside

@@ -23,6 +23,7 @@ enum machine_end {
     MACHINE_END_GUEST_EXIT, // value: the status the guest chose, (v << 1) | 1
     MACHINE_END_CRASHED,    // triple fault or pvpanic
     MACHINE_END_STOPPED,    // machine_stop(); value: its argument
+    MACHINE_END_COUNTED,    // machine_stop_at()
     MACHINE_END_HOST_ERROR, // `error` of machine_run() says what
 };
 
@@ -72,6 +73,10 @@ struct machine_config {
     // --perf: called once, before code is translated, with the process that will run it; returns where the machine writes
     // perf's map of that code, from another thread until machine_destroy(), or null with one line in `error`. May be null.
     FILE *(*perf_map)(void *opaque, int pid, char *error, size_t error_size);
+    // The guest's course is its own: time is counted instructions, from `epoch_s` (seconds since 1970) on, and what is random
+    // is fixed. Serial input and machine_power_button() come when they come, and are the only things that do.
+    bool deterministic;
+    uint64_t epoch_s;
     bool measure; // --stats: the engine measures (engine_software_measure())
     void (*in_cell)(void *opaque, struct machine *m); // for tests: called in the cell when its sandbox is closed
 };
@@ -94,11 +99,16 @@ void machine_destroy(struct machine *m); // null is fine
 int machine_start(struct machine *m, char *error, size_t error_size);
 // Runs until an outcome; can be called again after MACHINE_END_REBOOTED or MACHINE_END_STOPPED to go on.
 struct machine_outcome machine_run(struct machine *m, char *error, size_t error_size);
+// With `deterministic`: machine_run() ends with MACHINE_END_COUNTED when this many guest instructions have retired since
+// the machine was made; UINT64_MAX: it does not. Not while machine_run() is under way; it can be called again to go on.
+void machine_stop_at(struct machine *m, uint64_t count);
+uint64_t machine_count(const struct machine *m); // guest instructions that have, after machine_run()
 // Everything as after power-on: chips, CPU, payload. Not while machine_run() is under way. Returns 0 or
 // -errno.
 int machine_reset(struct machine *m, char *error, size_t error_size);
 // Saves or loads CPU, chips and clock (guest RAM is the caller's); not while machine_run() is under way.
 void machine_state(struct machine *m, struct stream *s);
+void machine_chips_state(struct machine *m, struct stream *s); // of the chips alone, to be compared
 
 struct vcpu *machine_vcpu(struct machine *m);
 struct mem_map *machine_memory(struct machine *m);

@@ -140,7 +140,9 @@ static int create_vcpu(struct machine *m, char *error, size_t error_size)
     m->v->mem = &m->mem;
     m->v->model = m->model;
     m->v->exits = pc_exits(m);
-    m->v->s.tsc_offset = -__builtin_ia32_rdtsc(); // counts from power-on
+    if (m->config.deterministic)
+        cpu_count_begin(m->v, true);
+    m->v->s.tsc_offset = -cpu_tsc_source(m->v); // counts from power-on
     return 0;
 fail:
     snprintf(error, error_size,
@@ -186,6 +188,8 @@ static bool create_isa_chips(struct machine *m)
     struct timespec now;
 
     clock_gettime(CLOCK_REALTIME, &now);
+    if (m->config.deterministic)
+        now = (struct timespec){.tv_sec = (time_t)m->config.epoch_s};
     m->pit = pit_create(m->bus, &m->clock, isa_line(m, 0));
     if (!add_device(m, &pit_device, m->pit))
         return false;
@@ -328,7 +332,7 @@ int pc_create(struct machine *m, char *error, size_t error_size, bool *usage)
     m->device_clock = m->clock;
     m->clock_base_ns = pc_monotonic_ns();
     m->host_timer = -1;
-    m->programmed_ns = NEVER;
+    m->programmed_ns = m->due_ns = m->stop_at = NEVER;
     m->mem.changed = memory_changed;
     m->mem.changed_opaque = m;
 

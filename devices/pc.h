@@ -97,6 +97,10 @@ struct machine {
     struct timer_queue clock;        // of the chips beside the vCPU
     struct timer_queue device_clock; // of the others
     uint64_t clock_base_ns;
+    // Deterministic: the time is the vCPU's count, and a deadline the count's limit. The machine process has it from the cell.
+    uint64_t told_ns; // in the machine process
+    uint64_t due_ns;  // in the cell: the first timer of the machine process's; NEVER: none
+    uint64_t stop_at;
     int host_timer;         // of timer_create(); -1: none
     uint64_t programmed_ns; // what the host timer is set to, in the machine's time; NEVER: not
 
@@ -143,6 +147,7 @@ void pc_msi(void *opaque, uint64_t address, uint32_t data);
 uint64_t pc_monotonic_ns(void);
 uint64_t pc_clock_now(void *opaque);
 void pc_clock_rearm(void *opaque, uint64_t deadline_ns);
+void pc_count_limit(struct machine *m); // deterministic: to the first timer
 extern const struct mmio_ops pc_lapic_ops;
 struct vcpu_exits pc_exits(struct machine *m);
 

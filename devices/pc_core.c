@@ -172,6 +172,9 @@ uint64_t pc_monotonic_ns(void)
 uint64_t pc_clock_now(void *opaque)
 {
     struct machine *m = opaque;
+
+    if (m->config.deterministic)
+        return m->role == PC_MACHINE ? m->told_ns : cpu_counted_ns(m->v);
     return pc_monotonic_ns() - m->clock_base_ns;
 }
 
@@ -187,10 +190,32 @@ static long system_call4(long number, long a, long b, const void *c, long d)
     return result;
 }
 
+static uint64_t first_deadline(const struct machine *m)
+{
+    uint64_t first_ns = m->clock.head ? m->clock.head->deadline_ns : NEVER;
+
+    if (m->role == PC_CELL)
+        return m->due_ns < first_ns ? m->due_ns : first_ns;
+    return m->device_clock.head && m->device_clock.head->deadline_ns < first_ns ? m->device_clock.head->deadline_ns : first_ns;
+}
+
+void pc_count_limit(struct machine *m)
+{
+    uint64_t first_ns = first_deadline(m), skipped_ns = m->v->count.skipped_ns;
+
+    m->v->count.due = first_ns == NEVER ? COUNT_NONE : first_ns > skipped_ns ? first_ns - skipped_ns : 0;
+    cpu_count_set_limit(m->v);
+}
+
 void pc_clock_rearm(void *opaque, uint64_t deadline_ns)
 {
     struct machine *m = opaque;
 
+    if (m->config.deterministic) {
+        if (m->role != PC_MACHINE && m->v) // else the cell is told with the answer
+            pc_count_limit(m);
+        return;
+    }
     if (deadline_ns >= m->programmed_ns)
         return;
     m->programmed_ns = deadline_ns;
@@ -221,7 +246,7 @@ static void come_back(struct machine *m, struct passage p)
 {
     uint64_t cycles = __builtin_ia32_rdtsc() - p.started;
 
-    m->counters.device_ns += (uint64_t)((unsigned __int128)cycles * m->model->ns_per_tsc_q32 >> 32);
+    m->counters.device_ns += (uint64_t)((unsigned __int128)cycles * m->model->host_ns_per_tsc_q32 >> 32);
     cpu_fpu_load(m->v);
 }
 
@@ -383,14 +408,14 @@ static void exit_ferr(void *opaque, bool level)
 
 static uint64_t exit_monotonic_ns(void *opaque)
 {
-    (void)opaque;
-    return pc_monotonic_ns();
+    struct machine *m = opaque;
+    return m->config.deterministic ? pc_clock_now(m) : pc_monotonic_ns();
 }
 
 static uint64_t exit_realtime_ns(void *opaque)
 {
-    (void)opaque;
-    return clock_ns(CLOCK_REALTIME);
+    struct machine *m = opaque;
+    return m->config.deterministic ? m->config.epoch_s * 1000000000u + pc_clock_now(m) : clock_ns(CLOCK_REALTIME);
 }
 
 static void exit_trace(void *opaque, const char *what, uint64_t a, uint64_t b)

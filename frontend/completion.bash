@@ -3,7 +3,8 @@ _gnomon()
 {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local options='--kernel --initrd --append --bios --memory --cpus --cpu --disk --serial --debugcon --display --engine
-        --stats --trace --on-crash --on-reboot --timeout --sandbox --cell --perf --help'
+        --stats --trace --on-crash --on-reboot --timeout --sandbox --cell --perf --deterministic --stop-at
+        --help'
     COMPREPLY=()
     # readline splits at '=' and ':'.
     if [[ $current == '=' ]]; then
@@ -38,10 +39,10 @@ _gnomon()
     --trace) mapfile -t COMPREPLY < <(compgen -W 'code exc mmu io cpu all' -- "$current") ;;
     --on-crash) mapfile -t COMPREPLY < <(compgen -W 'exit reset halt' -- "$current") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$current") ;;
-    --sandbox|--cell|--perf) mapfile -t COMPREPLY < <(compgen -W 'on off' -- "$current") ;;
-    --append|--timeout) ;;
+    --sandbox|--cell|--perf|--deterministic) mapfile -t COMPREPLY < <(compgen -W 'on off' -- "$current") ;;
+    --append|--timeout|--stop-at) ;;
     esac
-    # --stats and --perf may also stand alone, before another option.
+    # --stats, --perf and --deterministic may also stand alone, before another option.
     if [[ $current == -* || ! $previous == --* ]]; then
         local words
         mapfile -t words < <(compgen -W "$options" -- "$current")

@@ -11,4 +11,5 @@ enum exit_status {
     EXIT_KILLED = 8,        // Ctrl-A x, SIGTERM, SIGINT, SIGHUP or SIGQUIT
     EXIT_TIMED_OUT = 10,    // --timeout
     EXIT_REBOOTED = 12,     // the guest asked for a reset and --on-reboot is exit
+    EXIT_COUNTED = 14,      // --stop-at
 };

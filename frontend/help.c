@@ -88,6 +88,7 @@ static void topic_exit(FILE *f)
           "   8  killed: Ctrl-A x, or a signal to end\n"
           "  10  timed out: --timeout\n"
           "  12  the guest rebooted: --on-reboot exit\n"
+          "  14  so many instructions have retired: --stop-at\n"
           " odd  (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n"
           "gnomon info says what this host refuses.\n",
           f);

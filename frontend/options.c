@@ -10,6 +10,8 @@
 #define MIN_MEMORY_BYTES     (1ull << 20)
 #define MAX_MEMORY_BYTES     (1ull << 40) // what the memory map's 40-bit guest-physical addresses can name
 #define MAX_TIMEOUT_SECONDS  1e9
+#define DEFAULT_EPOCH        1735689600u  // 2025-01-01 00:00:00 UTC
+#define MAX_EPOCH            4102444799u  // 2099-12-31 23:59:59 UTC
 
 static bool fail(const struct option_context *c, const char *format, ...)
 {
@@ -352,6 +354,37 @@ static bool set_perf(const struct option_context *c, const char *value)
     return set_switch(c, &c->run->perf, value);
 }
 
+// A decimal number up to `limit`.
+static bool parse_number(const char *value, uint64_t limit, uint64_t *number)
+{
+    char *end;
+    errno = 0;
+    unsigned long long n = strtoull(value, &end, 10);
+    if (value[0] < '0' || value[0] > '9' || *end || errno || n > limit)
+        return false;
+    *number = n;
+    return true;
+}
+
+static bool set_deterministic(const struct option_context *c, const char *value)
+{
+    struct run_options *o = c->run;
+    o->epoch_s = DEFAULT_EPOCH;
+    if (value[0] < '0' || value[0] > '9')
+        return set_switch(c, &o->deterministic, value);
+    if (!parse_number(value, MAX_EPOCH, &o->epoch_s))
+        return fail(c, "'%.64s' is no date: %s: write seconds since 1970, on or off", value, c->where);
+    o->deterministic = true;
+    return true;
+}
+
+static bool set_stop_at(const struct option_context *c, const char *value)
+{
+    if (!parse_number(value, 1ull << 62, &c->run->stop_at))
+        return fail(c, "'%.64s' is no number of instructions: %s: write one, such as 1000000", value, c->where);
+    return true;
+}
+
 const struct option_info run_option_table[] = {
     {"kernel", "FILE", "boot this kernel: bzImage, multiboot or PVH ELF", false, false, NULL, set_kernel},
     {"initrd", "FILE", "load an initial RAM disk, or a multiboot module (repeatable)", false, true,
@@ -382,6 +415,8 @@ const struct option_info run_option_table[] = {
     {"cell", "on|off", "a process of its own for guest code (on)", false, false, NULL,
      set_cell},
     {"perf", "on|off", "name translated code for perf, in /tmp/perf-PID.map", true, false, NULL, set_perf},
+    {"deterministic", "on|off|SECONDS", "time is instructions: each run is the same", true, false, NULL, set_deterministic},
+    {"stop-at", "COUNT", "print the state behind this many instructions and end", false, false, NULL, set_stop_at},
 };
 const size_t run_option_count = sizeof run_option_table / sizeof *run_option_table;
 
@@ -391,6 +426,8 @@ void run_options_init(struct run_options *o)
     o->memory_bytes = DEFAULT_MEMORY_BYTES;
     o->cpus = 1;
     o->sandbox = o->cell = true;
+    o->epoch_s = DEFAULT_EPOCH;
+    o->stop_at = UINT64_MAX;
 }
 
 void run_options_free(struct run_options *o)
@@ -554,6 +591,8 @@ bool run_options_check(const struct run_options *o, char error[ERROR_SIZE])
         line = "the hardware engine is not there yet: --engine: use --engine software";
     else if (o->sandbox && !o->cell)
         line = "no sandbox without a process of its own: --cell off: add --sandbox off";
+    else if (o->stop_at != UINT64_MAX && !o->deterministic)
+        line = "instructions are not counted: --stop-at: add --deterministic";
     else if (o->serial_count == 2 && o->serials[0].kind == CHAR_STDIO && o->serials[1].kind == CHAR_STDIO)
         line = "two ports on one terminal: --serial: send one elsewhere, such as --serial none";
     if (line)

@@ -56,6 +56,9 @@ struct run_options {
     uint64_t timeout_ns; // 0: none
     bool sandbox, cell; // a process of its own for guest code, and its filter of system calls
     bool perf;
+    bool deterministic;
+    uint64_t epoch_s; // where its date begins, in seconds since 1970
+    uint64_t stop_at; // guest instructions; UINT64_MAX: none
 };
 
 struct option_context {

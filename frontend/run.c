@@ -171,6 +171,8 @@ static struct machine *create(struct run *r, char *error, bool *usage)
         .trace_blocks = o->trace & LOG_CODE,
         .trace_exc = o->trace & LOG_EXC,
         .trace_mmu = o->trace & LOG_MMU,
+        .deterministic = o->deterministic,
+        .epoch_s = o->epoch_s,
         .measure = o->stats != STATS_OFF,
         .perf_map = o->perf ? on_perf_map : NULL,
         .trace_code = o->trace & (LOG_CODE | LOG_EXC | LOG_MMU) ? r->trace.f : NULL,
@@ -191,6 +193,7 @@ static int status_of(const struct machine_outcome *outcome, const char *error)
     case MACHINE_END_GUEST_EXIT: return outcome->value & 0xff;
     case MACHINE_END_CRASHED: return EXIT_GUEST_CRASHED;
     case MACHINE_END_STOPPED: return outcome->value;
+    case MACHINE_END_COUNTED: return EXIT_COUNTED;
     case MACHINE_END_HOST_ERROR: break;
     }
     error_line(error);
@@ -238,6 +241,7 @@ static int run_machine(struct run *r, char *error)
         status = usage ? EXIT_USAGE : EXIT_HOST_ERROR;
         goto close;
     }
+    machine_stop_at(r->machine, r->options.stop_at);
     usage_open(&r->cell_usage, 0);
     if (machine_start(r->machine, error, ERROR_SIZE)) { // before there are threads
         error_line(error);
@@ -268,6 +272,8 @@ static int run_machine(struct run *r, char *error)
     r->started_ns = clock_ns(CLOCK_MONOTONIC);
     struct machine_outcome outcome = machine_run(r->machine, error, ERROR_SIZE);
     input_stop(&r->input);
+    if (outcome.end == MACHINE_END_COUNTED)
+        state_print(stderr, r->machine);
     status = status_of(&outcome, error);
     if (r->options.stats != STATS_OFF)
         print_stats(r);

@@ -169,7 +169,7 @@ class Values(Case):
 
     def test_every_option_with_a_senseless_value(self):
         for option in ("cpus", "engine", "stats", "trace", "on-crash", "on-reboot", "timeout", "display", "serial", "debugcon",
-                       "sandbox", "cell", "perf"):
+                       "sandbox", "cell", "perf", "deterministic", "stop-at"):
             self.refused(USAGE, ["--kernel", GUEST, f"--{option}=nonsense"], f"--{option}")
             self.refused(USAGE, ["--kernel", GUEST, f"--{option}="], f"--{option}")
 

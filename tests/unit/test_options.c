@@ -46,7 +46,8 @@ static void every_option_reaches_its_field(void **state)
                                "d.img,snapshot=on,readonly=on", "--serial", "stdio", "--serial",
                                "unix:/tmp/s", "--debugcon", "file:dbg", "--display", "none", "--engine",
                                "software", "--stats=json", "--trace", "exc,io,file=a,b", "--on-crash", "halt",
-                               "--on-reboot", "exit", "--timeout", "1.5", "--sandbox", "off", "--cell=off", "--perf=on")));
+                               "--on-reboot", "exit", "--timeout", "1.5", "--sandbox", "off", "--cell=off", "--perf=on",
+                               "--deterministic", "--stop-at", "5")));
     assert_string_equal(o.kernel, "k");
     assert_int_equal(o.initrd_count, 2);
     assert_string_equal(o.initrds[0], "a");
@@ -75,6 +76,9 @@ static void every_option_reaches_its_field(void **state)
     assert_false(o.sandbox);
     assert_false(o.cell);
     assert_true(o.perf);
+    assert_true(o.deterministic);
+    assert_int_equal(o.epoch_s, 1735689600);
+    assert_int_equal(o.stop_at, 5);
     run_options_free(&o);
 }
 
@@ -153,6 +157,11 @@ static void errors_say_what_where_and_what_to_do(void **state)
     assert_refused(ARGS("--timeout", "0"), "'0' is no time: --timeout: write seconds, such as 60");
     assert_refused(ARGS("--timeout", "nan"), "'nan' is no time: --timeout: write seconds, such as 60");
     assert_refused(ARGS("--perf=maybe"), "'maybe' is neither on nor off: --perf: write on or off");
+    assert_refused(ARGS("--deterministic=maybe"), "'maybe' is neither on nor off: --deterministic: write on or off");
+    assert_refused(ARGS("--deterministic=4102444800"),
+                   "'4102444800' is no date: --deterministic: write seconds since 1970, on or off");
+    assert_refused(ARGS("--stop-at", "-1"),
+                   "'-1' is no number of instructions: --stop-at: write one, such as 1000000");
     assert_refused(ARGS("--disk", "d,snapshot=yes"), "'yes' is neither on nor off: --disk: write on or off");
     assert_refused(
         ARGS("/no/such.ini"),
@@ -231,6 +240,8 @@ static void senseless_combinations_are_refused(void **state)
          4,
          "no sandbox without a process of its own: --cell off: add --sandbox off"},
         {{"--kernel", "k", "--cell=off", "--sandbox=off"}, 4, NULL},
+        {{"--kernel", "k", "--stop-at=1"}, 3, "instructions are not counted: --stop-at: add --deterministic"},
+        {{"--kernel", "k", "--stop-at=1", "--deterministic"}, 4, NULL},
         {{"--kernel", "k"}, 2, NULL},
         {{"--bios", "k", "--serial", "none", "--serial", "stdio"}, 6, NULL},
     };
