@@ -21,6 +21,7 @@ SOURCES = {
     "evict": ["start.S", "bare.c", "evict.c"],
     "rewrite": ["start.S", "bare.c", "rewrite.c"],
     "random": ["start.S", "bare.c", "random.c"],
+    "faults": ["start.S", "bare.c", "faults.c"], # for deterministic.py
 }
 EXIT_GOOD = 1  # (0 << 1) | 1
 
@@ -106,4 +107,5 @@ def main():
     sys.exit(failed)
 
 
-main()
+if __name__ == "__main__":
+    main()
