@@ -296,13 +296,6 @@ static void derive_xsave(struct cpu_model *m, const struct cpu_host *host)
                       host->cpuid(host->opaque, 0xd, 1).eax & 4;
 }
 
-// All compares of strings read ES:rDI first on a Zen 3, all but REPE CMPSB on a Zen 4, whose CPUID calls that one fast.
-static void derive_order(struct cpu_model *m, const struct cpu_host *host)
-{
-    bool has_leaf = host->cpuid(host->opaque, 0x80000000, 0).eax >= 0x80000021;
-    m->cmpsb_source_first = !m->amd || (has_leaf && host->cpuid(host->opaque, 0x80000021, 0).eax & 1u << 11);
-}
-
 static void derive_clocks(struct cpu_model *m, uint32_t tsc_khz)
 {
     m->tsc_khz = tsc_khz ? tsc_khz : 1000000;
@@ -422,7 +415,8 @@ struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *s
     }
     derive_masks(m);
     derive_xsave(m, host);
-    derive_order(m, host);
+    m->cmps_source_first = host->cmps_source_first;
+    m->cmpsb_source_first = host->cmpsb_source_first;
     derive_clocks(m, host->tsc_khz);
     derive_widths(m, host);
     cpu_model_build_cpuid(m, host);
@@ -433,6 +427,7 @@ struct cpu_model *cpu_model_create_at(uint32_t tsc_khz, const char *spec, char *
 {
     struct cpu_host host = {.cpuid = real_cpuid, .xcr0 = real_xcr0(), .tsc_khz = tsc_khz,
                             .mxcsr_mask = real_mxcsr_mask()};
+    cpu_host_compare_order(&host);
     struct cpu_model *m = cpu_model_create_on(&host, spec, error, error_size);
     uint32_t host_khz = m ? real_tsc_khz() : 0;
     if (host_khz)
@@ -444,6 +439,7 @@ struct cpu_model *cpu_model_create(const char *spec, char *error, size_t error_s
 {
     struct cpu_host host = {.cpuid = real_cpuid, .xcr0 = real_xcr0(), .tsc_khz = real_tsc_khz(),
                             .mxcsr_mask = real_mxcsr_mask()};
+    cpu_host_compare_order(&host);
     return cpu_model_create_on(&host, spec, error, error_size);
 }
 

@@ -173,6 +173,7 @@ struct cpu_host {
     uint64_t xcr0;        // what the host's kernel enabled; 0: no XSAVE
     uint32_t tsc_khz;
     uint32_t mxcsr_mask;
+    bool cmps_source_first, cmpsb_source_first; // which operand CMPS resp. REPE CMPSB read first
 };
 
 struct cpu_model {
@@ -194,7 +195,7 @@ struct cpu_model {
     uint64_t host_xcr0;        // 0: the host has no XSAVE
     uint64_t fpu_mask;         // components saved for the guest (XSAVE mask), a subset of host_xcr0
     bool host_xgetbv1;
-    bool cmpsb_source_first; // REPE CMPSB reads its first operand first: so do processors where it is fast
+    bool cmps_source_first, cmpsb_source_first; // CMPS resp. REPE CMPSB read DS:rSI before ES:rDI, as the host does
     struct xsave_component xsave[XSAVE_COMPONENTS];
     uint32_t max_basic, max_extended;
     unsigned entry_count;
@@ -209,6 +210,8 @@ struct cpu_model *cpu_model_create(const char *spec, char *error, size_t error_s
 struct cpu_model *cpu_model_create_at(uint32_t tsc_khz, const char *spec, char *error, size_t error_size);
 struct cpu_model *cpu_model_create_on(const struct cpu_host *host, const char *spec, char *error,
                                       size_t error_size);
+// Tries what host->cmps_source_first and cmpsb_source_first are (cpu/order.c). While the process has one thread.
+void cpu_host_compare_order(struct cpu_host *host);
 void cpu_model_destroy(struct cpu_model *m);
 // Fills entry[] from the rest of the model (cpu/cpuid.c).
 void cpu_model_build_cpuid(struct cpu_model *m, const struct cpu_host *host);

@@ -140,7 +140,8 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
     }
     bool known = (hs || !uses_src) && (hd || !uses_dst);
     // whose fault comes first
-    bool dst_first = op == STR_CMPS && !(size == 1 && in->rep == 0xf3 && v->model->cmpsb_source_first);
+    bool repe_cmpsb = size == 1 && in->rep == 0xf3;
+    bool dst_first = op == STR_CMPS && !(repe_cmpsb ? v->model->cmpsb_source_first : v->model->cmps_source_first);
     if (!known && uses_dst && dst_first)
         dst = checked(v, SEG_ES, di, size, writes);
     if (!known && uses_src)
