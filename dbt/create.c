@@ -64,8 +64,9 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
     v->listener.code_written = hooks->code_written;
     v->listener.fip_to_guest = hooks->fip_to_guest;
     v->listener.opaque = d;
-    return mem_trace_register(v->mem, (struct mem_trace_client){hooks->code_written, hooks->code_traced, d, TRACE_CODE}) < 0
-               ? -ENOSPC : 0;
+    struct mem_trace_client client = {
+        .written = hooks->code_written, .traced = hooks->code_traced, .opaque = d, .bit = TRACE_CODE};
+    return mem_trace_register(v->mem, client) < 0 ? -ENOSPC : 0;
 }
 
 void dbt_destroy(struct vcpu *v)

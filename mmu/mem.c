@@ -130,8 +130,7 @@ static void rebuild(struct mem_map *m)
             big[1] = i;
         }
     }
-    if (m->changed)
-        m->changed(m->changed_opaque);
+    mem_tell_changed(m);
 }
 
 struct mem_slot mem_find(const struct mem_map *m, uint64_t gpa)
@@ -349,8 +348,7 @@ void mem_set_a20(struct mem_map *m, bool enabled)
     if (m->a20_mask == mask)
         return;
     m->a20_mask = mask;
-    if (m->changed)
-        m->changed(m->changed_opaque);
+    mem_tell_changed(m);
 }
 
 void mem_populate(struct mem_map *m, uint64_t chunk)

@@ -29,15 +29,19 @@ struct mem_region {
 #define TRACE_CODE  0x01u // translated code was made from it
 #define TRACE_DIRTY 0x02u // dirty logging: not written since the log was started
 #define TRACE_TABLE 0x04u // guest page table behind a live shadow
+#define TRACE_RAW   0x08u // executed untranslated: its bytes were looked at and must not change unseen
 #define MEM_MAX_REGIONS 64
 
 struct mem_trace_client {
     // A write to a page carrying this client's bit. Called after the bytes changed.
     void (*written)(void *opaque, uint64_t gpa, unsigned len);
-    // The client's bit was set or cleared on this page: cached write permission must go.
+    // The client's bit, or one it hears of, was set or cleared on this page: cached write permission must go.
     void (*traced)(void *opaque, uint64_t gpa);
     void *opaque;
     uint8_t bit;
+    uint8_t hears; // bits of others that `traced` is called for too
+    // May be null. The view has changed, or bits of many pages were set without a call of `traced`.
+    void (*changed)(void *opaque);
 };
 
 struct mem_map {
@@ -102,10 +106,13 @@ void mem_mmio_write(struct mem_map *m, uint64_t gpa, unsigned size, uint64_t val
 
 // ---- tracing
 int mem_trace_register(struct mem_map *m, struct mem_trace_client client);
+void mem_trace_unregister(struct mem_map *m, const void *opaque); // the clients with this opaque
 static inline uint8_t mem_trace_bits(const struct mem_map *m, uint64_t ram_page) { return m->trace[ram_page]; }
 void mem_trace_set(struct mem_map *m, uint64_t gpa, uint8_t bit);   // the page of gpa, RAM only
 void mem_trace_clear(struct mem_map *m, uint64_t gpa, uint8_t bit);
-// A write of [gpa, gpa+len) within one page has been (or is about to be) done by somebody: tell the clients.
+// The same by page, wherever (and whether) the view has it now, and telling nobody.
+void mem_trace_forget(struct mem_map *m, uint64_t ram_page, uint8_t bit);
+// A write of [gpa, gpa+len) within one page has been done by somebody: tell the clients.
 void mem_trace_written(struct mem_map *m, uint64_t gpa, unsigned len);
 
 // ---- dirty logging (TRACE_DIRTY). Start and collect flush all TLBs (changed()): call them with the vCPUs stopped.

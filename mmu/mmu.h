@@ -54,6 +54,7 @@ static inline uint64_t tlb_invalid_tag(unsigned index) { return index ? 0 : 0x80
 #define ACC_WRITE  1u
 #define ACC_EXEC   2u
 #define ACC_USER   4u // as CPL 3
+#define ACC_CODE   16u // for shadow_fill(), with ACC_EXEC: to be translated, not executed
 #define ACC_SYSTEM 8u // implicit supervisor access (descriptor tables, TSS): CPL ignored, SMAP applies even with AC=1
 
 struct tlb *tlb_create(void *at); // maps a TLB at the given address (page aligned, below 2 GiB) or returns null

@@ -4,6 +4,17 @@
 #include "mmu/mem.h"
 #include "mmu/mmu.h"
 
+// Bits of paging-structure entries (SDM 3A 4.5).
+#define PTE_P    (1ull << 0)
+#define PTE_W    (1ull << 1)
+#define PTE_U    (1ull << 2)
+#define PTE_A    (1ull << 5)
+#define PTE_D    (1ull << 6)
+#define PTE_PS   (1ull << 7)
+#define PTE_G    (1ull << 8)
+#define PTE_XD   (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
 typedef uint16_t __attribute__((may_alias, aligned(1))) any16;
 typedef uint32_t __attribute__((may_alias, aligned(1))) any32;
 typedef uint64_t __attribute__((may_alias, aligned(1))) any64;
@@ -24,6 +35,9 @@ static inline void fill_bytes(void *to, uint8_t byte, size_t n)
 {
     __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(byte) : "memory");
 }
+
+// The view or many trace bytes have changed: all that was cached must go.
+void mem_tell_changed(struct mem_map *m);
 
 // Host address of a byte of RAM in one of the two largest pieces of the view, or null: ask mem_find().
 static inline uint8_t *ram_quick(const struct mem_map *m, uint64_t gpa)

@@ -2,9 +2,9 @@
 //
 // A page with any bit set has no write tag in any TLB, so every store to it comes by mmu_write() or
 // mem_write(), which end up in mem_trace_written(). Setting a bit therefore has two halves: the bit, then
-// `traced` of the bit's client, which takes cached write permission away from all vCPUs
-// (mmu_drop_writable()). Bits are changed atomically: devices and vCPUs may be different threads; the list
-// of clients is fixed before the first vCPU runs.
+// `traced` of the bit's client, and of those that hear of it, which take cached write permission away from
+// all vCPUs (mmu_drop_writable()) and shadows. Bits are changed atomically: devices and vCPUs may be
+// different threads; the list of clients is fixed before the first vCPU runs.
 #include "mmu/mem.h"
 #include "mmu/private.h"
 #include <errno.h>
@@ -17,10 +17,28 @@ int mem_trace_register(struct mem_map *m, struct mem_trace_client client)
     return 0;
 }
 
+void mem_trace_unregister(struct mem_map *m, const void *opaque)
+{
+    unsigned left = 0;
+    for (unsigned i = 0; i < m->client_count; i++)
+        if (m->clients[i].opaque != opaque)
+            m->clients[left++] = m->clients[i];
+    m->client_count = left;
+}
+
+void mem_tell_changed(struct mem_map *m)
+{
+    if (m->changed)
+        m->changed(m->changed_opaque);
+    for (unsigned i = 0; i < m->client_count; i++)
+        if (m->clients[i].changed)
+            m->clients[i].changed(m->clients[i].opaque);
+}
+
 static void tell_traced(struct mem_map *m, uint64_t gpa, uint8_t bits)
 {
     for (unsigned i = 0; i < m->client_count; i++)
-        if ((m->clients[i].bit & bits) && m->clients[i].traced)
+        if (((m->clients[i].bit | m->clients[i].hears) & bits) && m->clients[i].traced)
             m->clients[i].traced(m->clients[i].opaque, gpa);
 }
 
@@ -46,6 +64,11 @@ void mem_trace_clear(struct mem_map *m, uint64_t gpa, uint8_t bit)
         tell_traced(m, gpa, (uint8_t)(old & bit));
 }
 
+void mem_trace_forget(struct mem_map *m, uint64_t ram_page, uint8_t bit)
+{
+    __atomic_fetch_and(&m->trace[ram_page], (uint8_t)~bit, __ATOMIC_SEQ_CST);
+}
+
 void mem_trace_written(struct mem_map *m, uint64_t gpa, unsigned len)
 {
     struct mem_slot slot = mem_find(m, gpa);
@@ -63,12 +86,6 @@ void mem_trace_written(struct mem_map *m, uint64_t gpa, unsigned len)
 
 // ---- dirty logging: a page carries TRACE_DIRTY until it is written
 
-static void flush_all(struct mem_map *m)
-{
-    if (m->changed)
-        m->changed(m->changed_opaque);
-}
-
 void mem_dirty_mark(struct mem_map *m, uint64_t ram_page)
 {
     __atomic_fetch_and(&m->trace[ram_page], (uint8_t)~TRACE_DIRTY, __ATOMIC_SEQ_CST);
@@ -79,7 +96,7 @@ void mem_dirty_start(struct mem_map *m)
     for (uint64_t page = 0; page < m->ram_size / PAGE_SIZE; page++)
         __atomic_fetch_or(&m->trace[page], TRACE_DIRTY, __ATOMIC_RELAXED);
     m->dirty_logging = true;
-    flush_all(m);
+    mem_tell_changed(m);
 }
 
 void mem_dirty_stop(struct mem_map *m)
@@ -101,6 +118,6 @@ uint64_t mem_dirty_collect(struct mem_map *m, uint64_t *bitmap)
         count++;
     }
     if (count)
-        flush_all(m);
+        mem_tell_changed(m);
     return count;
 }

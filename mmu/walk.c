@@ -20,16 +20,6 @@
 #include "cpu/model.h"
 #include "mmu/private.h"
 
-#define PTE_P    (1ull << 0)
-#define PTE_W    (1ull << 1)
-#define PTE_U    (1ull << 2)
-#define PTE_A    (1ull << 5)
-#define PTE_D    (1ull << 6)
-#define PTE_PS   (1ull << 7)
-#define PTE_G    (1ull << 8)
-#define PTE_XD   (1ull << 63)
-#define PTE_ADDR 0x000ffffffffff000ull
-
 #define PF_P    0x01u
 #define PF_WR   0x02u
 #define PF_US   0x04u
