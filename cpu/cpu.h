@@ -38,8 +38,6 @@ struct vcpu_listener {
     void (*page_flushed)(void *opaque, uint64_t la);
     // All mappings may have changed; global ones too if `global`.
     void (*tlb_flushed)(void *opaque, bool global);
-    // Bytes [gpa, gpa+len) of a page traced for code were written (by guest or device).
-    void (*code_written)(void *opaque, uint64_t gpa, unsigned len);
     // Guest RIP for an instruction pointer of the host's x87 unit that lies in translated code; any other is returned
     // as it is. *fop becomes the guest's opcode, which translated code may encode otherwise. May be null: such pointers
     // then show as 0.

@@ -22,6 +22,14 @@ struct engine_ops {
 
 extern const struct engine_ops engine_software;
 
+// Makes user workers for direct execution (dbt/direct/). On the vCPU's thread, while the process has no other, before the first
+// run. ram_fd: guest RAM, which stays the caller's. always: whatever it costs; else for address spaces where it pays. Returns 0 or
+// -errno: everything is translated `checked` then.
+enum engine_policy { ENGINE_POLICY_AUTO, ENGINE_POLICY_RAW, ENGINE_POLICY_USER };
+int engine_software_direct(struct vcpu *v, int ram_fd, unsigned workers, bool always, enum engine_policy policy);
+struct workers;
+const struct workers *engine_software_workers(const struct vcpu *v); // null: there are none
+
 // What the software engine needs of its thread: called in the run loop, with the guest's FPU state saved.
 struct engine_host {
     void (*idle)(void *opaque);       // HLT with nothing pending: sleep until a request is set

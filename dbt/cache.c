@@ -59,6 +59,43 @@ void cache_forget_far(struct dbt *d, bool global)
     ras_reset(d);
 }
 
+void cache_forget_space(struct dbt *d, unsigned space)
+{
+    struct context *c = &d->contexts[CONTEXTS + space];
+    for (unsigned i = 0; i < 65536; i++)
+        if (c->tag[i])
+            c->tag[i] = 0;
+    c->tag[0] = 1;
+    for (unsigned r = 0; r < REGIONS; r++)
+        for (uint32_t n = 0; n < d->regions[r].block_count; n++) {
+            struct block *b = LOW(struct block, d->regions[r].blocks[n]);
+            if (b->dead || !(b->key & KEY_USER) || (b->key & KEY_SPACE_MASK) >> KEY_SPACE_SHIFT != space)
+                continue;
+            for (unsigned i = 0; i < b->exit_count; i++)
+                if (b->exits[i].kind == EXIT_FAR)
+                    unlink_exit(d, &b->exits[i]);
+        }
+    d->code_generation++;
+}
+
+void cache_link_around(struct dbt *d, struct block *b)
+{
+    struct mem_slot s = mem_find(d->v->mem, b->gpa);
+    if (s.kind != MEM_RAM || s.ram_page >= d->page_count || b->straddles)
+        return;
+    for (struct page_link *l = d->pages[s.ram_page]; l; l = l->next) {
+        struct block *from = l->block;
+        if (from->dead || from->key != b->key || (from->gpa ^ b->gpa) >> PAGE_SHIFT || (from->rip ^ b->rip) >> PAGE_SHIFT)
+            continue;
+        for (unsigned i = 0; i < from->exit_count; i++)
+            if (!from->exits[i].to && from->exits[i].kind == EXIT_NEAR && from->exits[i].target == b->rip)
+                cache_link(d, &from->exits[i], b);
+        for (unsigned i = 0; i < b->exit_count; i++)
+            if (!b->exits[i].to && b->exits[i].kind == EXIT_NEAR && b->exits[i].target == from->rip)
+                cache_link(d, &b->exits[i], from);
+    }
+}
+
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key)
 {
     const struct vcpu *v = d->v;
@@ -119,11 +156,17 @@ void cache_kill(struct dbt *d, struct block *b)
         unlink_exit(d, LOW(struct exit, b->incoming));
     for (unsigned i = 0; i < b->exit_count; i++)
         unlink_exit(d, &b->exits[i]);
-    for (unsigned c = 0; c < d->context_count; c++) {
-        unsigned i = b->rip & 0xffff;
+    d->code_generation++;
+    unsigned i = b->rip & 0xffff;
+    if (b->key & KEY_USER) {
+        struct context *c = user_context(d, b->key);
+        if (c->code[i] == b->code_parked)
+            c->tag[i] = i == 0;
+        return;
+    }
+    for (unsigned c = 0; c < d->context_count; c++)
         if (d->contexts[c].key == b->key && d->contexts[c].code[i] == b->code_parked)
             d->contexts[c].tag[i] = i == 0;
-    }
 }
 
 static bool overlaps(const struct block *b, uint64_t gpa, unsigned len)
@@ -204,7 +247,7 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
     if (e->to || from->dead || to->dead || (to->straddles && e->kind == EXIT_NEAR) || to->key != exit_key(e))
         return;
     if (e->kind == EXIT_FAR) {
-        if (!e->logged) {
+        if (!e->logged && !(from->key & KEY_USER)) {
             unsigned g = from->global && to->global;
             d->far_log[g][d->far_count[g]++] = e;
             e->logged = 1;
@@ -234,6 +277,6 @@ void cache_ib_set(struct dbt *d, struct block *b)
         return;
     c->tag[i] = b->rip;
     c->code[i] = b->code_parked;
-    if (d->ib_count[g] < IB_LOG)
+    if (!(b->key & KEY_USER) && d->ib_count[g] < IB_LOG)
         d->ib_log[g][d->ib_count[g]++] = (uint32_t)(c - d->contexts) << 16 | i;
 }

@@ -164,6 +164,13 @@ static bool offered(ZydisISAExt extension)
     }
 }
 
+// What only a worker can leave to the host: it runs at CPL 3, in the guest's address space, with the guest's FS and GS.
+static bool is_plain_for_user(const struct ginsn *g)
+{
+    return g->cls == CLASS_STRING || (g->cls == CLASS_SENSITIVE && (g->sens == OP_RDFSBASE || g->sens == OP_RDGSBASE ||
+                                                                     g->sens == OP_WRFSBASE || g->sens == OP_WRGSBASE));
+}
+
 void classify(struct translation *t, struct ginsn *g)
 {
     const ZydisDecodedInstruction *z = g->z;
@@ -228,6 +235,8 @@ void classify(struct translation *t, struct ginsn *g)
         sensitive(g, OP_UD);
     if (g->cls == CLASS_SENSITIVE && can_inline(t, g))
         g->cls = CLASS_INLINE;
+    if (user(t) && is_plain_for_user(g))
+        g->cls = CLASS_PLAIN;
 }
 
 void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *in)
@@ -360,6 +369,11 @@ static void fill_gather(const struct ginsn *g, struct insn *in, struct gather *x
 void emit_site(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
+    if (user(t)) { // its owner has translated code do it
+        a8(a, 0xcc); // int3
+        t->ended = true;
+        return;
+    }
     struct site *s = arena_alloc(t->d, sizeof *s);
     if (!s) {
         a->overflow = 1;

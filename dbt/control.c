@@ -74,7 +74,7 @@ static void leave_parked(struct translation *t)
 // For --stats. The host's flags are free.
 static void count(struct translation *t, uint64_t counter)
 {
-    if (t->d->measured)
+    if (t->d->measured && !user(t))
         a_inc_abs(&t->a, counter);
 }
 
@@ -181,6 +181,10 @@ static uint8_t *emit_lookup(struct translation *t)
 // T1 = which branch the stubs that look up have run_indirect() look up for.
 static void emit_branch_id(struct translation *t, const struct ginsn *g, uint32_t popped)
 {
+    if (user(t)) { // a number, since user code can write what it likes there
+        a_mov_imm(&t->a, T1, USER_BRANCH(g->rip, popped));
+        return;
+    }
     struct branch *b = may_leave_code(t, branch_size(t, g)) ? arena_alloc(t->d, sizeof *b) : NULL;
     if (!b) {
         t->a.overflow |= may_leave_code(t, branch_size(t, g));
@@ -188,6 +192,20 @@ static void emit_branch_id(struct translation *t, const struct ginsn *g, uint32_
     }
     *b = (struct branch){.rip = g->rip, .popped = popped};
     a_mov_imm(&t->a, T1, (uint64_t)b);
+}
+
+// Where an indirect branch goes that the tables don't know, and a RET that was not predicted.
+static uint64_t ib_miss(const struct translation *t)
+{
+    return user(t) ? t->d->user_ib_miss : t->d->stub_ib_miss;
+}
+
+static uint64_t ret_miss(const struct translation *t)
+{
+    const struct dbt *d = t->d;
+    if (user(t))
+        return d->user_ret_miss[(t->key & KEY_SPACE_MASK) >> KEY_SPACE_SHIFT];
+    return d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss;
 }
 
 // T0 = RIP; flags are parked, and nothing but RSP has changed.
@@ -210,7 +228,7 @@ static void emit_jump_indirect(struct translation *t, struct ginsn *g)
         a_patch(a, miss);
     }
     emit_branch_id(t, g, 0);
-    a_jmp_to(a, d->stub_ib_miss);
+    a_jmp_to(a, ib_miss(t));
 }
 
 // Where the host RET comes that a guest RET ends in, behind the host CALL of a guest CALL: T0 is the RIP the guest popped,
@@ -218,7 +236,6 @@ static void emit_jump_indirect(struct translation *t, struct ginsn *g)
 static void emit_landing(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
-    struct dbt *d = t->d;
     uint64_t next = (g->rip + g->z->length) & t->rip_mask;
     uint32_t begin = offset_here(t);
     if ((int64_t)next == (int32_t)next) {
@@ -233,7 +250,7 @@ static void emit_landing(struct translation *t, struct ginsn *g)
         a32(a, 0);
         cold_add(t, COLD_NUMBER, 0, false, a->p - 4)->la = next;
     }
-    a_jcc_to(a, CC_NE, d->context ? d->stub_ret_miss[d->context - d->contexts] : d->stub_ib_miss);
+    a_jcc_to(a, CC_NE, ret_miss(t));
     indirect_since(t, begin);
     t->t1_group = -1;
     if (is_last(t, g)) {
@@ -458,7 +475,7 @@ void emit_cold_branch(struct translation *t, const struct cold *c)
         a_jmp_to(&t->a, (uint64_t)(c->back + t->a.to_run));
     } else { // without a prediction
         emit_branch_id(t, g, 0);
-        a_jmp_to(&t->a, t->d->stub_ib_miss);
+        a_jmp_to(&t->a, ib_miss(t));
     }
 }
 

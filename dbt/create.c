@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include "cpu/model.h"
+#include "dbt/direct/direct.h"
 #include "dbt/internal.h"
 
 // Their layout is dbt/masked.c's.
@@ -61,7 +62,6 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
     v->engine = d;
     v->listener.page_flushed = hooks->page_flushed;
     v->listener.tlb_flushed = hooks->tlb_flushed;
-    v->listener.code_written = hooks->code_written;
     v->listener.fip_to_guest = hooks->fip_to_guest;
     v->listener.opaque = d;
     struct mem_trace_client client = {
@@ -77,6 +77,7 @@ void dbt_destroy(struct vcpu *v)
     v->engine = NULL;
     v->listener = (struct vcpu_listener){0};
     measure_end(d);
+    direct_destroy(d->direct);
     signal_detach(d);
     cache_destroy(d);
     munmap(d->tr, sizeof *d->tr);

@@ -50,6 +50,9 @@ extern const uint8_t host_of_guest[16];
 #define KEY_TSD       0x00800000u // CR4.TSD at CPL > 0: RDTSC faults
 #define KEY_SMAP      0x02000000u
 #define KEY_NOMERGE   0x00400000u // every access has its own check
+#define KEY_USER      0x04000000u // policy `user`: memory operands as they are, for the worker of a space
+#define KEY_SPACE_SHIFT 27        // with KEY_USER: the space's number
+#define KEY_SPACE_MASK  0x78000000u
 
 static inline unsigned key_bits(uint32_t key) // of the code: 16, 32, 64
 {
@@ -82,9 +85,10 @@ struct exit { // a direct exit of a block
 #define NOT_BORROWED 0x1f
 struct map_entry { // start of a guest instruction
     uint32_t host; // offset in the block's code
-    uint16_t guest; // offset in the block's guest bytes
-    uint8_t shadow : 1; // no interrupt may come before it: the one before was STI, or RSP is pending
-    uint8_t parked : 2; // where flags are parked: bit 0 at its start, bit 1 when its operation runs
+    uint16_t guest : 10; // offset in the block's guest bytes
+    uint16_t string : 5; // policy `user`: distance of a string operation, while which guest RDI is in T1; 0: none
+    uint16_t shadow : 1; // no interrupt may come before it: the one before was STI, or RSP is pending
+    uint8_t parked : 2;  // where flags are parked: bit 0 at its start, bit 1 when its operation runs
     uint8_t borrowed : 5; // guest register whose value is in `tmp` when its operation runs, NOT_BORROWED: none
     uint8_t rest;       // counted: instructions of its run from this one on (count.c)
 };
@@ -155,6 +159,11 @@ struct branch { // an indirect near branch that has changed nothing but RIP and 
     uint32_t popped; // bytes it has added to RSP
 };
 
+// The same of policy `user`, in one number.
+#define USER_BRANCH(rip, popped)  ((rip) | (uint64_t)(popped) << 47)
+#define USER_BRANCH_RIP(n)    ((n) & ((1ull << 47) - 1))
+#define USER_BRANCH_POPPED(n) ((n) >> 47)
+
 #define MASKED_WINDOWS_SIZE (9 * PAGE_SIZE)
 
 #define CONTEXTS 24 // modes with an indirect-branch table each
@@ -165,6 +174,8 @@ struct context {
     uint64_t *code; // [65536] run address
     uint64_t ras_base, ras_sp; // this mode's return stack; ras_sp while another mode runs
 };
+#define USER_TABLE (65536u * 16) // bytes of a context's table
+#define USER_SPACES 16 // contexts of user spaces, by number, behind the others
 #define RAS_SIZE 16384 // bytes of a return stack, above a guard page
 
 static inline struct block *exit_block(const struct exit *e)
@@ -207,6 +218,7 @@ struct trail { // the last ways into translated code through C (struct engine_st
 #define BOUNCE_SIZE 4096
 
 #define MAX_INSNS 64 // of a block; fits a byte (struct map_entry, struct site)
+_Static_assert(MAX_INSNS * 15 < 1 << 10 && sizeof(struct map_entry) == 8, "its fields are that wide, and there are many of them");
 #define MAX_SIDE_EXITS 10 // conditional branches and calls that a block goes on behind
 #define MAX_EXITS (MAX_SIDE_EXITS + 2)
 #define MAX_RANGES (MAX_SIDE_EXITS + 3)
@@ -239,6 +251,8 @@ struct samples {
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
+struct direct;
+
 struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct vcpu *v;
     uint64_t spill_ax, spill_cx, tmp, target;
@@ -261,6 +275,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     // stubs (run addresses)
     uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
         stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault, stub_limit, stub_limit_host;
+    // Where blocks of policy `user` go with an indirect branch whose target is not in the table: T0 = RIP, T1 = USER_BRANCH().
+    uint64_t user_ib_miss, user_end, user_ret_miss[USER_SPACES], user_ret_empty[USER_SPACES];
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
     uint64_t slow_begin, slow_end;     // stubs that return into a block
     uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0
@@ -282,7 +298,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
 
     uint64_t *slots;
 
-    struct context contexts[CONTEXTS];
+    struct context contexts[CONTEXTS + USER_SPACES];
     unsigned context_count;
     struct context *context; // of the current mode; null: none left
     uint32_t key, key_gen;   // current mode, and the mode_gen it was computed for
@@ -332,6 +348,8 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t sampled_cpu_ns;
     struct samples samples[SAMPLE_PLACES];
     struct translation *tr; // translator's work space
+    uint32_t code_generation; // bumped when blocks are discarded: workers' predictions of RETs are stale
+    struct direct *direct;  // user workers; null: all code is translated
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;
     // --trace exc and mmu: called with the guest's FPU state saved; null when off. a, b: as trace.c prints them.
@@ -370,8 +388,10 @@ const struct map_entry *cache_map(const struct block *b, uint64_t run_address); 
 // The same from the return address of a call in the block's out-of-line code.
 const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address);
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
+void cache_link_around(struct dbt *d, struct block *b); // with what there is on its page
 void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);
+void cache_forget_space(struct dbt *d, unsigned space); // the same for blocks of a user space, whose flushes are its own
 static inline unsigned unmerged_slot(uint64_t rip) { return (unsigned)(rip * 0x9e3779b97f4a7c15ull >> 52); }
 void cache_unmerge(struct dbt *d, struct block *b); // translate it without groups from now on
 static inline void ras_reset(struct dbt *d) // forgets all predictions
@@ -379,6 +399,11 @@ static inline void ras_reset(struct dbt *d) // forgets all predictions
     for (unsigned i = 0; i < d->context_count; i++)
         d->contexts[i].ras_sp = d->contexts[i].ras_base;
     d->ras_sp = d->ras_base;
+}
+
+static inline struct context *user_context(struct dbt *d, uint32_t key)
+{
+    return &d->contexts[CONTEXTS + ((key & KEY_SPACE_MASK) >> KEY_SPACE_SHIFT)];
 }
 
 // ---- mode.c

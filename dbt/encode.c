@@ -53,6 +53,9 @@ static unsigned tail_offset(const struct ginsn *g)
     return z->raw.imm[0].size ? z->raw.imm[0].offset : z->length;
 }
 
+static unsigned plain_index(const struct translation *t) { return t->plain.index < 0 ? 0 : (unsigned)t->plain.index; }
+static unsigned plain_base(const struct translation *t) { return t->plain.base < 0 ? 0 : (unsigned)t->plain.base; }
+
 static void emit_rm(struct translation *t, const struct ginsn *g, const struct enc *e, unsigned reg, unsigned rm)
 {
     struct asm_buf *a = &t->a;
@@ -69,6 +72,7 @@ static void emit_rm(struct translation *t, const struct ginsn *g, const struct e
         a32(a, (uint32_t)t->based_disp);
         break;
     case ENC_T1: a_modrm(a, 0, reg, T1); break;
+    case ENC_PLAIN: plain_modrm(a, reg, &t->plain, g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX); break;
     case ENC_ABS: a_abs(a, reg, e->abs, g->z->length - tail); break;
     }
     uint8_t rest[16];
@@ -150,6 +154,8 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
             rex |= 1;
         if (e->mem == ENC_BASED && t->based_on & 8)
             rex |= 2;
+        if (e->mem == ENC_PLAIN)
+            rex |= (plain_index(t) >> 3) << 1 | plain_base(t) >> 3;
     } else if (e->opreg >= 0 && opreg & 8) {
         rex |= 1;
     }
@@ -185,6 +191,10 @@ static void encode_vex(struct translation *t, const struct ginsn *g, const struc
         last = (last & ~0x78u) | (~(unsigned)e->vreg & 15) << 3;
     unsigned b = e->mem == ENC_NONE && rm & 8 ? 1 : 0, r = reg >> 3 & 1;
     unsigned x = e->mem == ENC_BASED && t->based_on & 8 ? 1 : 0;
+    if (e->mem == ENC_PLAIN) {
+        x = plain_index(t) >> 3;
+        b = plain_base(t) >> 3;
+    }
     if (!b && !x && map == 1 && !(last & 0x80)) {
         a8(a, 0xc5);
         a8(a, (r ? 0 : 0x80) | (last & 0x7f));
@@ -215,8 +225,10 @@ static void encode_evex(struct translation *t, const struct ginsn *g, const stru
     }
     if (e->mem != ENC_NONE) {
         p0 |= 0x60; // X and B: neither base nor index is extended
-        if (e->mem == ENC_BASED && t->based_on & 8)
+        if ((e->mem == ENC_BASED && t->based_on & 8) || (e->mem == ENC_PLAIN && plain_index(t) & 8))
             p0 &= ~0x40u;
+        if (e->mem == ENC_PLAIN && plain_base(t) & 8)
+            p0 &= ~0x20u;
     } else if (e->rm >= 0) {
         p0 = (p0 & ~0x60u) | 0x40 | (e->rm & 8 ? 0 : 0x20);
         rm = (unsigned)e->rm & 7;
@@ -233,6 +245,8 @@ static void encode_evex(struct translation *t, const struct ginsn *g, const stru
 
 void encode(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
+    if (e->mem == ENC_PLAIN)
+        plain_prefixes(&t->a, &t->plain);
     switch (g->z->encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_VEX: encode_vex(t, g, e); break;
     case ZYDIS_INSTRUCTION_ENCODING_EVEX: encode_evex(t, g, e); break;
@@ -428,8 +442,8 @@ void emit_plain(struct translation *t, struct ginsn *g)
         mem_begin(t, &ea, size, wr, keeps);
         twice = bounce(t) && wr && t->operand & SLOW_MASKED;
         t->operand = 0;
-        e.mem = t->based ? ENC_BASED : ENC_T1T0;
-        if (high && t->based && t->based_on >= 8) { // AH..BH and REX exclude each other
+        e.mem = t->is_plain ? ENC_PLAIN : t->based ? ENC_BASED : ENC_T1T0;
+        if (high && (t->is_plain ? (plain_index(t) | plain_base(t)) & 8 : t->based && t->based_on >= 8)) { // AH..BH and REX exclude each other
             mem_combine(t);
             e.mem = ENC_T1;
         }
@@ -480,18 +494,26 @@ void emit_plain(struct translation *t, struct ginsn *g)
     }
     unsigned taken = 0;
     if (scratches) {
-        if (mem && !(e.mem == ENC_BASED && t->based_on != T0) && e.mem != ENC_T1) {
+        bool t0_used = t->is_plain && (t->plain.base == T0 || t->plain.index == T0);
+        bool t1_used = t->is_plain && t->plain.base == T1;
+        if (mem && (e.mem == ENC_PLAIN ? t0_used && (t1_used || scratches > 1) : !(e.mem == ENC_BASED && t->based_on != T0) && e.mem != ENC_T1)) {
             mem_combine(t);
             e.mem = ENC_T1;
         }
-        unsigned next = 0;
-        static const uint8_t order[2] = {T0, T1};
-        unsigned have = mem ? 1 : 2;
+        unsigned next = 0, have = mem ? 1 : 2;
+        uint8_t order[2] = {T0, T1};
+        if (e.mem == ENC_PLAIN) {
+            have = !t0_used + !t1_used;
+            order[0] = t0_used ? T1 : T0;
+            order[1] = T1;
+        }
         for (unsigned i = 0; i < n; i++) // fixed registers first, so that borrowing knows them
             if (*use[i].field >= 0)
                 taken |= 1u << *use[i].field;
         if (e.mem == ENC_BASED)
             taken |= 1u << t->based_on;
+        if (e.mem == ENC_PLAIN)
+            taken |= 1u << plain_index(t) | 1u << plain_base(t);
         for (unsigned s = 0; s < scratches; s++) {
             if (next < have) {
                 scratch_host[s] = order[next++];

@@ -14,7 +14,7 @@
 
 uint32_t flags_read(const struct ginsn *g)
 {
-    if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
+    if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER || g->z->meta.category == ZYDIS_CATEGORY_STRINGOP)
         return FL_ARITH;
     if (g->cls == CLASS_INLINE && g->sens == OP_PUSHF)
         return FL_ARITH;
@@ -27,6 +27,8 @@ uint32_t flags_killed(const struct ginsn *g)
     if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return 0;
     uint32_t written = (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & FL_ARITH;
+    if (z->meta.category == ZYDIS_CATEGORY_STRINGOP) // may be repeated no times
+        return 0;
     bool counted = z->raw.imm[0].size ? g->imm & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
     switch (z->mnemonic) {
     case ZYDIS_MNEMONIC_AND:
@@ -109,7 +111,7 @@ void flags_before(struct translation *t, const struct ginsn *g)
     } else if (flags_read(g) || writes_flags(g)) {
         if (t->flags == FLAGS_PARKED)
             flags_unpark(t);
-    } else if (t->flags == FLAGS_HOST && accesses_memory(g) && !merge_all_checked(t)) {
+    } else if (t->flags == FLAGS_HOST && !user(t) && accesses_memory(g) && !merge_all_checked(t)) {
         flags_park(t);
     }
 }

@@ -4,7 +4,7 @@
 
 bool can_inline(const struct translation *t, const struct ginsn *g)
 {
-    if (t->key & KEY_ONE)
+    if (t->key & KEY_ONE || (user(t) && g->sens != OP_RDTSC))
         return false;
     bool level0 = !(t->key & KEY_VM) && (!(t->key & KEY_PE) || !(t->key & KEY_CPL_MASK));
     switch (g->sens) {

@@ -99,6 +99,14 @@ struct decoded { // what was decoded for a head (decode.c)
     ZydisDecodedOperand op[FORM_OPERANDS];
 };
 
+struct plain { // a memory operand as it is: host registers, -1: none
+    int base, index;
+    unsigned scale;
+    int32_t disp;
+    uint8_t segment; // prefix byte, 0: none
+    bool addr32;     // 67
+};
+
 struct merge_group { // accesses off one register that one check covers (merge.c)
     int base;
     unsigned version, count;
@@ -144,6 +152,8 @@ struct translation {
     unsigned current, nth; // instruction being emitted, and how many of its accesses have been
     int32_t rsp_pending;   // what guest RSP is more than its host register, within a run of PUSH and POP
     int t1_group;          // the group whose delta T1 holds, -1: none
+    bool is_plain;         // the operand at hand is `plain`
+    struct plain plain;
     bool based;            // the operand at hand is [T1 + based_on + based_disp] instead of [T1 + T0]
     unsigned based_on;
     int32_t based_disp;
@@ -163,12 +173,16 @@ static inline uint64_t code_linear(const struct translation *t, uint64_t rip) //
     uint64_t la = rip + t->b->cs_base;
     return t->code_size == 8 ? la : (uint32_t)la;
 }
+static inline bool user(const struct translation *t) { return t->key & KEY_USER; }
 static inline bool bounce(const struct translation *t) { return t->key & KEY_BOUNCE; }
 
 // ---- operand.c
 // Makes the operand reachable: afterwards it is at host [T1 + T0]. Flags in the host survive, parked ones are left alone.
 void mem_begin(struct translation *t, const struct ea *ea, unsigned size, bool write, bool read_too);
 void mem_combine(struct translation *t); // to [T1]; T0 is free
+void plain_prefixes(struct asm_buf *a, const struct plain *p);
+// disp32: no shorter displacement, which EVEX scales.
+void plain_modrm(struct asm_buf *a, unsigned reg, const struct plain *p, bool disp32);
 void mem_offset(struct translation *t, const struct ea *ea); // T0 = offset, before segmentation
 struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool write, uint8_t *from);
 void mem_cold(struct translation *t);    // emits the out-of-line parts
@@ -192,7 +206,7 @@ bool merge_all_checked(const struct translation *t);
 bool may_be_masked(const struct ginsn *g); // only some of the bytes of its memory operand may be accessed
 void emit_plain(struct translation *t, struct ginsn *g);
 
-enum enc_mem { ENC_NONE, ENC_T1T0, ENC_T1, ENC_BASED, ENC_ABS };
+enum enc_mem { ENC_NONE, ENC_T1T0, ENC_T1, ENC_BASED, ENC_ABS, ENC_PLAIN };
 struct enc {
     int reg, rm, vreg, opreg; // host registers for these fields, -1: as encoded
     enum enc_mem mem;
@@ -231,6 +245,11 @@ void assign_sized(struct translation *t, unsigned size, unsigned guest);  // gue
 void emit_push_insn(struct translation *t, struct ginsn *g);
 void emit_pop_insn(struct translation *t, struct ginsn *g);
 void emit_leave(struct translation *t, struct ginsn *g);
+
+// ---- user.c: policy `user`
+void mem_plain(struct translation *t, const struct ea *ea); // mem_begin() of it
+void plain_combine(struct translation *t);                 // mem_combine() of it
+void emit_user_string(struct translation *t, struct ginsn *g);
 
 // ---- odd.c
 void emit_odd(struct translation *t, struct ginsn *g);

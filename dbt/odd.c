@@ -64,6 +64,14 @@ void emit_nothing(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_CLFLUSH:
     case ZYDIS_MNEMONIC_CLFLUSHOPT:
     case ZYDIS_MNEMONIC_CLWB:
+        if (user(t)) {
+            struct enc e = {.reg = -1, .rm = -1, .vreg = -1, .opreg = -1, .mem = ENC_PLAIN};
+            if (mem_operand(g, &ea, &size, &rd, &wr)) {
+                mem_begin(t, &ea, 1, false, false);
+                encode(t, g, &e);
+            }
+            break;
+        }
         if (mem_operand(g, &ea, &size, &rd, &wr))
             mem_begin(t, &ea, 1, false, false);
         break;

@@ -214,6 +214,11 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
 {
     struct asm_buf *a = &t->a;
     bool live = t->flags == FLAGS_HOST;
+    t->is_plain = false;
+    if (user(t)) {
+        mem_plain(t, operand);
+        return;
+    }
     const struct ea *ea = operand;
     struct ea range;
     int64_t offset;
@@ -290,6 +295,10 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
 
 void mem_combine(struct translation *t)
 {
+    if (t->is_plain) {
+        plain_combine(t);
+        return;
+    }
     if (t->based)
         a_lea(&t->a, 8, T1, T1, (int)t->based_on, 1, t->based_disp);
     else
@@ -325,6 +334,10 @@ void mem_cold(struct translation *t)
             e->cold = (uint32_t)asm_here(a);
             if (e->kind == EXIT_FAR)
                 *(uint64_t *)(uint64_t)e->site = e->cold;
+            if (user(t)) {
+                a8(a, 0xcc); // int3: the owner knows the exit by its place
+                continue;
+            }
             a_mov_imm(a, T0, (uint64_t)e);
             a_jmp_to(a, e->at_out == OUT_PARKED ? t->d->stub_chain : t->d->stub_chain_host);
             continue;

@@ -49,7 +49,7 @@ bool plant_boundary(struct block *b, uint64_t at, uint64_t t0, uint64_t *rip, bo
 static void plant_at(struct dbt *d, uint32_t at)
 {
     uint8_t *p = d->rw + (at - d->rx);
-    if (*p == 0xcc || d->planted_count == MAX_PLANTED) // INT3 is in no code of ours
+    if (*p == 0xcc || d->planted_count == MAX_PLANTED) // planted, or where code of a worker stops by itself
         return;
     d->planted[d->planted_count++] = (struct planted){at, *p};
     *p = 0xcc;

@@ -17,20 +17,34 @@
 #define CODE_SIZE  (REGIONS * REGION_CODE)
 #define ARENA_SIZE (REGIONS * REGION_ARENA)
 #define HASH_SIZE  (1u << 17)
+#define LOW_BEGIN  0x68000000u
+#define LOW_END    0x7f800000u
 #define CHUNK      (128u << 10) // faulted in at once
 
-void *map_low(size_t size, int fd, int prot)
+static void *map_below_2g(size_t size, int fd, int prot, int how)
 {
     // below 2 GiB, wherever the process has nothing yet
-    for (uint64_t at = 0x24000000; at + size < 0x7f000000; at += 0x1000000) {
-        int flags = MAP_FIXED_NOREPLACE | MAP_NORESERVE | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
-        void *p = mmap((void *)at, size, prot, flags, fd, 0);
+    // and where guest programs seldom have anything: the heap of one that is not position-independent lies within 1 GiB
+    // behind it, and workers have some of this at the same addresses.
+    for (uint64_t at = LOW_BEGIN; at + size < LOW_END; at += 0x100000) {
+        void *p = mmap((void *)at, size, prot, MAP_FIXED_NOREPLACE | MAP_NORESERVE | how, fd, 0);
         if (p == (void *)at)
             return p;
         if (p != MAP_FAILED)
             munmap(p, size);
     }
     return NULL;
+}
+
+void *map_low(size_t size, int fd, int prot)
+{
+    return map_below_2g(size, fd, prot, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+}
+
+// What workers of user spaces read.
+static void *map_low_shared(size_t size)
+{
+    return map_below_2g(size, -1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
 }
 
 static void *map_any(size_t size)
@@ -77,7 +91,7 @@ int cache_create(struct dbt *d)
     if (result)
         return result;
     d->arena = map_low(ARENA_SIZE, -1, PROT_READ | PROT_WRITE);
-    d->slots = map_low(SLOT_COUNT * 8, -1, PROT_READ | PROT_WRITE);
+    d->slots = map_low_shared(SLOT_COUNT * 8);
     uint32_t *blocks = map_any(REGIONS * REGION_BLOCKS * sizeof *blocks);
     d->hash = map_any(HASH_SIZE * sizeof d->hash[0]);
     d->hash_mask = HASH_SIZE - 1;
@@ -98,7 +112,13 @@ int cache_create(struct dbt *d)
         c->code = c->tag + 65536;
         c->tag[0] = 1; // an entry that no RIP with these low bits matches
     }
-    if (!d->arena || !d->slots || !blocks || !d->hash || !d->pages || !d->page_end)
+    uint64_t *tags = map_low_shared(USER_SPACES * USER_TABLE);
+    for (unsigned i = 0; i < USER_SPACES && tags; i++) {
+        struct context *c = &d->contexts[CONTEXTS + i];
+        c->tag = tags + i * USER_TABLE / 8;
+        c->code = c->tag + 65536;
+    }
+    if (!tags || !d->arena || !d->slots || !blocks || !d->hash || !d->pages || !d->page_end)
         return -ENOMEM;
     for (unsigned i = 0; i < REGIONS; i++) {
         d->regions[i].blocks = blocks + i * REGION_BLOCKS;
@@ -123,6 +143,7 @@ void cache_destroy(struct dbt *d)
     munmap(d->page_end, d->page_count * sizeof d->page_end[0]);
     for (unsigned i = 0; i < CONTEXTS; i++)
         munmap(d->contexts[i].tag, 65536 * 16);
+    munmap(d->contexts[CONTEXTS].tag, USER_SPACES * USER_TABLE);
 }
 
 // ---- the region being filled
@@ -248,6 +269,7 @@ static void forget_far_exits(struct dbt *d, unsigned region)
 
 static void evict(struct dbt *d, unsigned region)
 {
+    d->code_generation++;
     struct region *r = &d->regions[region];
     uint64_t begin = __builtin_ia32_rdtsc();
     d->n.evictions++;

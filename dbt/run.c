@@ -5,6 +5,7 @@
 // Leaving the loop and restarting an instruction use the same way out.
 #include "cpu/model.h"
 #include "dbt/dbt.h"
+#include "dbt/direct/direct.h"
 
 uint64_t run_service(struct dbt *d);
 
@@ -84,10 +85,36 @@ static struct block *next_block(struct dbt *d)
     return b;
 }
 
+// Lets user code run in its worker. Returns when translated code is to go on at v->s.rip.
+static void run_directly(struct dbt *d, int worker)
+{
+    struct vcpu *v = d->v;
+    struct direct_fault fault;
+    fpu_out(d);
+    enum direct_result result = direct_run(d->direct, worker, &fault);
+    fpu_in(d);
+    direct_load_selectors(d->direct);
+    switch (result) {
+    case DIRECT_CODE:
+    case DIRECT_LOST: break;
+    case DIRECT_STEP: d->force = KEY_ONE; break;
+    case DIRECT_PAGE_FAULT: cpu_throw_page_fault(v, fault.address, fault.error);
+    case DIRECT_TRAPPED: cpu_debug_trap(v, true); break;
+    case DIRECT_STOPPED:
+        d->restart = 1;
+        leave(d);
+    }
+}
+
 static uint64_t find_code(struct dbt *d)
 {
     struct vcpu *v = d->v;
     d->n.dispatches++;
+    if (__builtin_expect(d->direct != NULL, 0) && v->s.cpl == 3 && !d->force) {
+        int worker = direct_enter(d->direct);
+        if (worker >= 0)
+            run_directly(d, worker);
+    }
     if (v->mode_gen != d->key_gen)
         mode_update(d);
     note_step(d, STEP_BLOCK, v->s.rip, 0);
@@ -200,6 +227,8 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     s->count++;
     v->s.rip = s->rip;
     note_step(d, STEP_SENSITIVE, s->rip, s->in.op);
+    if (__builtin_expect(d->direct != NULL, 0) && s->in.op == OP_SYSCALL)
+        direct_calls(d->direct);
     d->force = 0;
     bool tf = v->s.rflags & FL_TF;
     uint8_t shadow = v->s.shadow;
@@ -516,7 +545,10 @@ uint64_t run_service(struct dbt *d)
             __atomic_and_fetch(&v->requests, ~REQ_INIT, __ATOMIC_ACQ_REL);
             cpu_reset(v);
         }
+        bool user = v->s.cpl == 3;
         if (cpu_take_pending(v)) {
+            if (d->direct)
+                direct_sample(d->direct, user);
             d->n.interrupts++;
             interrupted = true;
             note_step(d, STEP_INTERRUPT, v->s.rip, v->event.vector);
@@ -727,6 +759,22 @@ static int software_attach(struct vcpu *v)
 static void software_detach(struct vcpu *v)
 {
     dbt_destroy(v);
+}
+
+int engine_software_direct(struct vcpu *v, int ram_fd, unsigned workers, bool always, enum engine_policy policy)
+{
+    struct dbt *d = v->engine;
+    int error = 0;
+    static const enum direct_policy of[] = {
+        [ENGINE_POLICY_AUTO] = DIRECT_POLICY_CHOOSE, [ENGINE_POLICY_RAW] = DIRECT_POLICY_RAW, [ENGINE_POLICY_USER] = DIRECT_POLICY_USER};
+    d->direct = direct_create(v, ram_fd, workers, always ? DIRECT_EVERYTHING : DIRECT_CHOOSE, of[policy], &error);
+    return error;
+}
+
+const struct workers *engine_software_workers(const struct vcpu *v)
+{
+    const struct dbt *d = v->engine;
+    return d && d->direct ? direct_workers(d->direct) : NULL;
 }
 
 const struct engine_ops engine_software = {

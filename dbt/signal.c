@@ -13,6 +13,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include "dbt/dbt.h"
+#include "dbt/direct/direct.h"
 
 #define ALT_SIZE (128 * 1024)
 
@@ -101,6 +102,8 @@ static void on_kick(int sig, siginfo_t *info, void *context)
     d->kicked = 1;
     if (!d->kicked_tsc)
         d->kicked_tsc = __builtin_ia32_rdtsc();
+    if (d->direct)
+        direct_kick(d->direct);
     leave_soon(d, ((ucontext_t *)context)->uc_mcontext.gregs);
 }
 

@@ -56,25 +56,37 @@ void rsp_change(struct translation *t, int32_t n)
 // (mem_settle()).
 static void operand_modrm(struct translation *t, unsigned reg)
 {
-    if (t->based)
+    if (t->is_plain)
+        plain_modrm(&t->a, reg, &t->plain, false);
+    else if (t->based)
         a_mem(&t->a, reg, T1, (int)t->based_on, 1, t->based_disp);
     else
         a_modrm(&t->a, 0, reg, T1);
 }
 
-static unsigned operand_index(const struct translation *t) { return t->based ? t->based_on : 0; }
+static unsigned operand_index(const struct translation *t)
+{
+    if (t->is_plain)
+        return t->plain.index < 0 ? 0 : (unsigned)t->plain.index;
+    return t->based ? t->based_on : 0;
+}
+
+static unsigned operand_base(const struct translation *t)
+{
+    return !t->is_plain ? T1 : t->plain.base < 0 ? 0 : (unsigned)t->plain.base;
+}
 
 // Makes the operand addressable by operand_modrm() with T0 free.
 static void mem_settle(struct translation *t)
 {
-    if (!t->based || t->based_on == T0)
+    if (t->is_plain ? t->plain.base == T0 || t->plain.index == T0 || t->plain.segment || t->plain.addr32 : !t->based || t->based_on == T0)
         mem_combine(t);
 }
 
 // The same where T0 is not needed before the access.
 static void mem_at_t0(struct translation *t)
 {
-    if (t->based)
+    if (t->based || t->is_plain)
         return;
     t->based = true;
     t->based_on = T0;
@@ -86,7 +98,7 @@ static void store_sized(struct translation *t, unsigned size, unsigned src) // m
     struct asm_buf *a = &t->a;
     if (size == 2)
         a8(a, 0x66);
-    a_rex(a, size, src, operand_index(t), T1, 0);
+    a_rex(a, size, src, operand_index(t), operand_base(t), 0);
     a8(a, 0x89);
     operand_modrm(t, src);
 }
@@ -95,10 +107,10 @@ void load_sized(struct translation *t, unsigned size, unsigned dst) // dst = zer
 {
     struct asm_buf *a = &t->a;
     if (size == 2) {
-        a_rex(a, 4, dst, operand_index(t), T1, 0);
+        a_rex(a, 4, dst, operand_index(t), operand_base(t), 0);
         a_bytes(a, "\x0f\xb7", 2);
     } else {
-        a_rex(a, size, dst, operand_index(t), T1, 0);
+        a_rex(a, size, dst, operand_index(t), operand_base(t), 0);
         a8(a, 0x8b);
     }
     operand_modrm(t, dst);
@@ -117,7 +129,7 @@ void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
     if (kind == PUSH_REG)
         store_sized(t, size, guest_in(t, (unsigned)value, T0));
     else if (short_imm) {
-        a_rex(a, 8, 0, operand_index(t), T1, 0);
+        a_rex(a, 8, 0, operand_index(t), operand_base(t), 0);
         a8(a, 0xc7);
         operand_modrm(t, 0);
         a32(a, (uint32_t)value);
@@ -225,7 +237,7 @@ void emit_leave(struct translation *t, struct ginsn *g)
     struct ea ea = stack_ea(t, 0);
     ea.base = RBP;
     mem_begin(t, &ea, size, false, false);
-    mem_combine(t);
+    mem_settle(t);
     load_sized(t, size, T0);
     // RSP = RBP (in the stack's width) + size, then RBP = popped
     unsigned width = ea.addr_size;

@@ -163,6 +163,40 @@ static uint64_t slow_stub(struct gen *g, bool flags)
     return at;
 }
 
+static uint64_t stop(struct gen *g) // the worker's owner goes on
+{
+    uint64_t at = asm_here(&g->a);
+    a8(&g->a, 0xcc); // int3: of all traps the host takes least time for it
+    return at;
+}
+
+static void user_stubs(struct gen *g)
+{
+    struct asm_buf *a = &g->a;
+    struct dbt *d = g->d;
+    d->user_ib_miss = stop(g);
+    for (unsigned c = 0; c < USER_SPACES; c++) { // as for the other contexts
+        d->user_ret_miss[c] = asm_here(a);
+        a_load_abs(a, 8, H_SP, D(ras_base));
+        uint8_t *look = a_jmp(a);
+        d->user_ret_empty[c] = asm_here(a);
+        a_lea(a, 8, H_SP, H_SP, -1, 1, -8);
+        a_patch(a, look);
+        a_store_abs(a, 8, D(tmp), T1);
+        a_movzx16(a, T1, T0);
+        a_rex(a, 8, T0, T1, 0, 0);
+        a8(a, 0x3b);
+        a_table(a, T0, (uint64_t)d->contexts[CONTEXTS + c].tag, T1);
+        uint8_t *miss = a_jcc(a, CC_NE);
+        a8(a, 0xff);
+        a_table(a, 4, (uint64_t)d->contexts[CONTEXTS + c].code, T1);
+        a_patch(a, miss);
+        a_load_abs(a, 8, T1, D(tmp));
+        a_jmp_to(a, d->user_ib_miss);
+    }
+    d->user_end = asm_here(a);
+}
+
 int stubs_create(struct dbt *d)
 {
     struct gen gen = {.a = {.p = d->rw, .end = d->rw + 65536, .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)}, .d = d};
@@ -294,6 +328,8 @@ int stubs_create(struct dbt *d)
     a_load_abs(a, 8, T1, D(target));
     a_mov_imm(a, T0, 0);
     jump_return(g);
+
+    user_stubs(g);
 
     // a host fault in translated code that is the guest's: state was stored by the signal handler
     d->stub_fault = asm_here(a);

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include "cpu/model.h"
+#include "dbt/direct/direct.h"
 #include "dbt/dbt.h"
 
 static void print_code(FILE *out, const char *what, cs_mode mode, const uint8_t *p, size_t n, uint64_t address)
@@ -146,6 +147,8 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
     };
     for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++)
         emit(opaque, rows[i].name, rows[i].value);
+    if (d->direct)
+        direct_emit(d->direct, emit, opaque);
     measure_emit(v->engine, emit, opaque);
     for (unsigned i = 0; i < OP_COUNT; i++)
         if (n->op_count[i]) {

@@ -110,7 +110,11 @@ static void emit_insn(struct translation *t, struct ginsn *g)
 {
     switch (g->cls) {
     case CLASS_PLAIN:
-        if (g->z->mnemonic == ZYDIS_MNEMONIC_CLD || g->z->mnemonic == ZYDIS_MNEMONIC_STD)
+        if (user(t) && g->z->meta.category == ZYDIS_CATEGORY_STRINGOP)
+            emit_user_string(t, g);
+        else if (user(t) && (g->z->mnemonic == ZYDIS_MNEMONIC_CLD || g->z->mnemonic == ZYDIS_MNEMONIC_STD))
+            a8(&t->a, g->z->mnemonic == ZYDIS_MNEMONIC_STD ? 0xfd : 0xfc);
+        else if (g->z->mnemonic == ZYDIS_MNEMONIC_CLD || g->z->mnemonic == ZYDIS_MNEMONIC_STD)
             a_store_imm8_abs(&t->a, STATE(t, dflag), g->z->mnemonic == ZYDIS_MNEMONIC_STD);
         else
             emit_plain(t, g);
@@ -157,7 +161,7 @@ static int emit_block(struct translation *t)
     uint8_t *code = cache_code(d, &room);
     t->a = (struct asm_buf){.p = code, .end = code + room, .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
     t->cold_count = 0;
-    merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE)) && !is_unmerged(d, b->rip));
+    merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE | KEY_USER)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
     t->rsp_pending = 0;
     t->flags = t->insn[0].live ? FLAGS_HOST : FLAGS_DEAD;
@@ -167,7 +171,7 @@ static int emit_block(struct translation *t)
     b->code = (uint32_t)asm_here(&t->a);
     if (t->key & KEY_NOMERGE)
         a_store_imm32_abs(&t->a, 4, DBT(t, force), 0); // it was asked for this once
-    if (d->measured)
+    if (d->measured && !user(t))
         count_entry(t);
     for (unsigned i = 0; i < t->count; i++) {
         struct ginsn *g = &t->insn[i];

@@ -1,6 +1,7 @@
 // The machine process's side of a cell's page, and the cell's life up to its sandbox (devices/cell.h).
 #include "devices/cell.h"
 #include "devices/pc.h"
+#include "dbt/direct/worker.h"
 #include "devices/sandbox.h"
 
 #include <errno.h>
@@ -27,6 +28,8 @@
 
 struct cell {
     pid_t pid;
+    int worker[CELL_WORKER_THREADS]; // thread ids of the user workers
+    unsigned worker_threads;
     bool answering; // a call is in hand: the cell looks for itself when it has the answer
     bool call_waits; // machine_call(): its function runs when the cell's figures have come
     // The indices that are ours, which the cell could overwrite in the page.
@@ -65,6 +68,12 @@ static long futex(uint32_t *word, int operation, uint32_t value, const struct ti
 int cell_pid(const struct machine *m)
 {
     return m->cell ? m->cell->pid : 0;
+}
+
+unsigned cell_workers(const struct machine *m, const int **pids)
+{
+    *pids = m->cell ? m->cell->worker : NULL;
+    return m->cell ? m->cell->worker_threads : 0;
 }
 
 // ---- any thread
@@ -161,8 +170,8 @@ void cell_send_map(struct machine *m)
     __atomic_store_n(&p->map_generation, p->map_generation + 1, __ATOMIC_RELEASE);
 }
 
-// A device wrote to a page with TRACE_CODE: the rule is in devices/cell.h.
-static void code_written(void *opaque, uint64_t gpa, unsigned len)
+// A device wrote to a page that the cell traces: the rule is in devices/cell.h.
+static void traced_written(void *opaque, uint64_t gpa, unsigned len)
 {
     struct machine *m = opaque;
     struct cell_page *p = m->page;
@@ -303,6 +312,8 @@ static void answer_call(struct machine *m, enum cell_call call)
 static void pin(struct machine *m, const cpu_set_t *set)
 {
     sched_setaffinity(m->cell->pid, sizeof *set, set);
+    for (unsigned i = 0; i < m->cell->worker_threads; i++)
+        sched_setaffinity(m->cell->worker[i], sizeof *set, set);
     sched_setaffinity(0, sizeof *set, set);
 }
 
@@ -720,6 +731,24 @@ static void set_up_trace(struct machine *m, int fd)
     }
 }
 
+// What the host does not allow is done without: all guest code is translated `checked` then.
+static void set_up_workers(struct machine *m)
+{
+    static const enum engine_policy policy[] = {[MACHINE_POLICY_AUTO] = ENGINE_POLICY_AUTO, [MACHINE_POLICY_USER] = ENGINE_POLICY_USER,
+                                                [MACHINE_POLICY_RAW] = ENGINE_POLICY_RAW};
+    const struct machine_config *c = &m->config;
+    struct cell_page *page = m->page;
+
+    if (c->direct == MACHINE_DIRECT_OFF || c->policy == MACHINE_POLICY_CHECKED || c->deterministic || c->engine != &engine_software ||
+        engine_software_direct(m->v, m->mem.ram_fd, CELL_WORKERS, c->direct == MACHINE_DIRECT_ALWAYS, policy[c->policy]))
+        return;
+    const struct workers *w = engine_software_workers(m->v);
+    for (unsigned i = 0; i < workers_count(w); i++) {
+        page->worker[page->worker_threads++] = worker_pid(w, i);
+        page->worker[page->worker_threads++] = worker_mapper(w, i);
+    }
+}
+
 _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
 {
     struct stream s;
@@ -750,10 +779,11 @@ _Noreturn static void cell_main(struct machine *m, pid_t parent, int trace_fd)
     result = pc_start_clock(m);
     if (result)
         fail(m, CELL_NO_TIMER, result);
+    set_up_workers(m);
     sandbox_drop_files(trace_fd, !m->config.sandbox);
     close(m->mem.ram_fd);
     m->mem.ram_fd = -1;
-    result = m->config.sandbox ? cell_enter_sandbox(m->host_timer, trace_fd) : 0;
+    result = m->config.sandbox ? cell_enter_sandbox(m->host_timer, trace_fd, m->page->worker, m->page->worker_threads) : 0;
     if (result)
         fail(m, CELL_NO_SANDBOX, result);
     if (m->config.in_cell)
@@ -882,7 +912,7 @@ static void say_why_not(struct machine *m, char *error, size_t error_size)
 
 int cell_start(struct machine *m, char *error, size_t error_size)
 {
-    struct mem_trace_client client = {.written = code_written, .opaque = m, .bit = TRACE_CODE};
+    struct mem_trace_client client = {.written = traced_written, .opaque = m, .bit = TRACE_CODE | TRACE_TABLE | TRACE_RAW};
     int pipe_fds[2] = {-1, -1}, result;
     pid_t parent = getpid();
     struct cell *c = calloc(1, sizeof *c);
@@ -926,7 +956,11 @@ int cell_start(struct machine *m, char *error, size_t error_size)
     snprintf(path, sizeof path, "/proc/%d/stat", (int)c->pid);
     c->stat_fd = open(path, O_RDONLY | O_CLOEXEC);
     switch (serve(m)) {
-    case CALL_READY: return 0;
+    case CALL_READY:
+        // No guest code has run yet: these are what it says.
+        c->worker_threads = m->page->worker_threads < CELL_WORKER_THREADS ? m->page->worker_threads : CELL_WORKER_THREADS;
+        memcpy(c->worker, m->page->worker, sizeof c->worker);
+        return 0;
     case CALL_FAILED: say_why_not(m, error, error_size); break;
     default: say_how_it_died(m, error, error_size); break;
     }

@@ -15,8 +15,8 @@
 // What the machine process has for the cell lies in rings and bitmaps here; the cell looks at them (cell_attend())
 // after every answer, and after a signal that is sent when `attention` turns 1.
 //
-// Writes by devices to pages that code was translated from. No write may be missed, so the order is:
-//   device:     1 store the bytes   2 full fence   3 read the page's trace byte; TRACE_CODE: queue range, kick
+// Writes by devices to pages that the cell traces (code, page tables). No write may be missed, so the order is:
+//   device:     1 store the bytes   2 full fence   3 read the page's trace byte; not 0: queue range, kick
 //   translator: 1 set TRACE_CODE (atomic, a full fence)   2 read the bytes
 // Whichever is first, either the device sees the bit or the translator sees the bytes. The queue is emptied before
 // the cell goes on after a call, and within microseconds (the kick) of a write that no call of its own caused.
@@ -68,6 +68,8 @@ enum cell_failure { CELL_NO_ENGINE, CELL_NO_TIMER, CELL_NO_SANDBOX };
 #define CELL_FIGURES  256u
 #define CELL_TEXT     96u
 #define CELL_SERIALS  2u
+#define CELL_WORKERS  8u // user workers
+#define CELL_WORKER_THREADS (2 * CELL_WORKERS)
 
 enum cell_event_kind { EVENT_CHIP, EVENT_PCI_ISA, EVENT_PCI_GSI, EVENT_MSI };
 struct cell_event {
@@ -130,6 +132,8 @@ struct cell_page {
     struct cell_figure figure[CELL_FIGURES];
     uint32_t step_count; // of the engine's trail
     struct engine_step step[ENGINE_TRAIL];
+    uint32_t worker_threads; // with CALL_READY
+    int worker[CELL_WORKER_THREADS]; // thread ids: of each worker the first is its process id
     uint32_t blob_size;
     uint8_t blob[CELL_BLOB];
 };
@@ -154,6 +158,7 @@ void cell_send_msi(struct machine *m, uint64_t address, uint32_t data);
 void cell_send_map(struct machine *m);
 void cell_request_stop(struct machine *m);
 int cell_pid(const struct machine *m); // 0: none
+unsigned cell_workers(const struct machine *m, const int **pids); // thread ids of the user workers; their number
 
 // ---- devices/cell_core.c: the cell's side, with the guest's vector registers live
 uint32_t cell_port_read(struct machine *m, uint16_t port, unsigned size);
@@ -171,5 +176,6 @@ extern const struct mmio_ops cell_mmio_ops; // of every region whose chip is the
 
 // ---- devices/sandbox_cell.c
 // Gives up privileges and everything but the system calls a cell needs. timer_id: of timer_create(); trace_fd: a pipe
-// that may be written, or -1. Returns 0 or -errno.
-int cell_enter_sandbox(int timer_id, int trace_fd);
+// that may be written, or -1; workers: its workers' threads; every other
+// one is a process it may kick. Returns 0 or -errno.
+int cell_enter_sandbox(int timer_id, int trace_fd, const int *workers, unsigned threads);

@@ -284,10 +284,9 @@ static void follow_map(struct machine *m)
     mmu_flush_all(m->v, true);
 }
 
-static void code_written(struct machine *m, uint64_t gpa, uint64_t len)
+static void traced_written(struct machine *m, uint64_t gpa, uint64_t len)
 {
-    if (m->v->listener.code_written)
-        m->v->listener.code_written(m->v->listener.opaque, gpa, (unsigned)len);
+    mem_trace_written(&m->mem, gpa, (unsigned)len);
 }
 
 static void follow_writes(struct machine *m)
@@ -297,7 +296,7 @@ static void follow_writes(struct machine *m)
 
     while (p->range_tail != head) {
         uint32_t at = p->range_tail % CELL_RANGES;
-        code_written(m, p->range[at].gpa, p->range[at].len);
+        traced_written(m, p->range[at].gpa, p->range[at].len);
         __atomic_store_n(&p->range_tail, p->range_tail + 1, __ATOMIC_RELEASE);
     }
     if (!__atomic_load_n(&p->ranges_lost, __ATOMIC_RELAXED) ||
@@ -305,8 +304,8 @@ static void follow_writes(struct machine *m)
         return;
     for (uint64_t page = 0; page < m->mem.ram_size / PAGE_SIZE; page++) {
         uint64_t at = page * PAGE_SIZE;
-        if (mem_trace_bits(&m->mem, page) & TRACE_CODE)
-            code_written(m, at < m->mem.low_size ? at : (1ull << 32) + at - m->mem.low_size, PAGE_SIZE);
+        if (mem_trace_bits(&m->mem, page))
+            traced_written(m, at < m->mem.low_size ? at : (1ull << 32) + at - m->mem.low_size, PAGE_SIZE);
     }
 }
 

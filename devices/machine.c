@@ -783,3 +783,8 @@ int machine_cell_pid(const struct machine *m)
 {
     return cell_pid(m);
 }
+
+unsigned machine_workers(const struct machine *m, const int **pids)
+{
+    return cell_workers(m, pids);
+}

@@ -27,6 +27,8 @@ enum machine_end {
     MACHINE_END_HOST_ERROR, // `error` of machine_run() says what
 };
 
+enum machine_direct { MACHINE_DIRECT_AUTO, MACHINE_DIRECT_OFF, MACHINE_DIRECT_ALWAYS };
+enum machine_policy { MACHINE_POLICY_AUTO, MACHINE_POLICY_CHECKED, MACHINE_POLICY_USER, MACHINE_POLICY_RAW };
 enum machine_on_crash { MACHINE_CRASH_EXIT, MACHINE_CRASH_RESET, MACHINE_CRASH_HALT };
 
 struct machine_outcome {
@@ -68,6 +70,8 @@ struct machine_config {
     // machine_start() before other threads exist, and run the machine on the same thread, which must outlive it; the
     // hooks above run in the caller's process as ever.
     bool cell, sandbox;
+    enum machine_policy policy; // of that code
+    enum machine_direct direct; // user code in processes of its own, untranslated; with a cell only
     bool trace_blocks, trace_exc, trace_mmu; // what the engine writes to trace_code: --trace code, exc, mmu
     FILE *trace_code; // the engine's trace goes here; null: nowhere. May be written by another thread until machine_destroy()
     // --perf: called once, before code is translated, with the process that will run it; returns where the machine writes
@@ -120,6 +124,7 @@ void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const ch
 // The engine's trail, as engine_software_trail() gives it. While the guest stands still.
 unsigned machine_trail(struct machine *m, struct engine_step out[ENGINE_TRAIL]);
 int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this one
+unsigned machine_workers(const struct machine *m, const int **pids); // threads of guest user code; their number
 
 // ---- any thread
 // Bytes typed at COM1 (port 0) or COM2 (1). Returns how many were taken; offer the rest again later.

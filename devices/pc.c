@@ -130,7 +130,7 @@ static void *map_low(uintptr_t first, uintptr_t end, uintptr_t step, size_t size
 // Translated code reaches both by absolute displacement: below 2 GiB.
 static int create_vcpu(struct machine *m, char *error, size_t error_size)
 {
-    m->v = map_low(0x10000000, 0x20000000, 0x100000, sizeof *m->v);
+    m->v = map_low(0x60000000, 0x68000000, 0x100000, sizeof *m->v);
     if (!m->v)
         goto fail;
     for (uintptr_t at = 0x20000000; at < 0x60000000 && !m->v->tlb; at += 0x1000000)
@@ -140,9 +140,12 @@ static int create_vcpu(struct machine *m, char *error, size_t error_size)
     m->v->mem = &m->mem;
     m->v->model = m->model;
     m->v->exits = pc_exits(m);
-    if (m->config.deterministic)
+    if (m->config.deterministic) {
         cpu_count_begin(m->v, true);
-    m->v->s.tsc_offset = -cpu_tsc_source(m->v); // counts from power-on
+        m->v->s.tsc_offset = -cpu_tsc_source(m->v); // counts from power-on
+    } else {
+        m->v->s.tsc_offset = 0; // the host's: user code can then read it by itself
+    }
     return 0;
 fail:
     snprintf(error, error_size,

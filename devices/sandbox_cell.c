@@ -4,15 +4,16 @@
 #include "devices/cell.h"
 #include "devices/sandbox.h"
 
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define POPULATE_WRITE 23u // MADV_POPULATE_WRITE, Linux 5.14
 
-int cell_enter_sandbox(int timer_id, int trace_fd)
+int cell_enter_sandbox(int timer_id, int trace_fd, const int *workers, unsigned threads)
 {
-    const struct sandbox_rule rules[] = {
+    const struct sandbox_rule always[] = {
         {.call = SYS_futex}, // handing over to the machine process, sleeping in HLT
         {.call = SYS_rt_sigreturn},
         {.call = SYS_restart_syscall},
@@ -31,5 +32,13 @@ int cell_enter_sandbox(int timer_id, int trace_fd)
         {SYS_write, {{SANDBOX_EQUAL, 0, trace_fd < 0 ? UINT32_MAX : (uint32_t)trace_fd}}},
     };
 
-    return sandbox_filter(rules, sizeof rules / sizeof rules[0], SANDBOX_KILL, false);
+    struct sandbox_rule rules[SANDBOX_MAX_RULES];
+    size_t n = sizeof always / sizeof always[0];
+
+    memcpy(rules, always, sizeof always);
+    for (unsigned i = 0; i < threads; i += 2) // kicking and ending its workers
+        rules[n++] = (struct sandbox_rule){SYS_tgkill, {{SANDBOX_EQUAL, 0, (uint32_t)workers[i]}}};
+    if (threads)
+        rules[n++] = (struct sandbox_rule){.call = SYS_sched_yield}; // until a worker sleeps
+    return sandbox_filter(rules, n, SANDBOX_KILL, false);
 }

@@ -3,7 +3,7 @@ _gnomon()
 {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local options='--kernel --initrd --append --bios --memory --cpus --cpu --disk --serial --debugcon --display --engine
-        --stats --trace --on-crash --on-reboot --timeout --sandbox --cell --perf --deterministic --stop-at
+        --direct --policy --stats --trace --on-crash --on-reboot --timeout --sandbox --cell --perf --deterministic --stop-at
         --help'
     COMPREPLY=()
     # readline splits at '=' and ':'.
@@ -37,6 +37,8 @@ _gnomon()
     --engine) mapfile -t COMPREPLY < <(compgen -W 'auto software hardware' -- "$current") ;;
     --stats) mapfile -t COMPREPLY < <(compgen -W 'on json off' -- "$current") ;;
     --trace) mapfile -t COMPREPLY < <(compgen -W 'code exc mmu io cpu all' -- "$current") ;;
+    --direct) mapfile -t COMPREPLY < <(compgen -W 'auto off always' -- "$current") ;;
+    --policy) mapfile -t COMPREPLY < <(compgen -W 'auto checked user raw' -- "$current") ;;
     --on-crash) mapfile -t COMPREPLY < <(compgen -W 'exit reset halt' -- "$current") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$current") ;;
     --sandbox|--cell|--perf|--deterministic) mapfile -t COMPREPLY < <(compgen -W 'on off' -- "$current") ;;

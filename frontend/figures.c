@@ -90,8 +90,8 @@ static void collect_machine(struct table *t, struct machine *m)
 }
 
 // ---- how they are shown
-static const char *const time_rows[] = {"time_translated", "time_helpers", "time_translator",
-                                        "time_devices",    "time_idle",    NULL};
+static const char *const time_rows[] = {"time_direct",     "time_translated", "time_helpers", "time_translator",
+                                        "time_devices",    "time_idle",       NULL};
 static const char *const cpu_rows[] = {"time_cpu_user",
                                        "time_cpu_system",
                                        "time_cpu_translated",
@@ -115,6 +115,8 @@ static const struct {
     {"memory",
      {"tlb_misses", "page_walks", "tlb_flushes", "tlb_page_flushes", "bounced_accesses", "segment_checks",
       "memory_peak_resident"}},
+    {"direct execution",
+     {"direct_spaces", "direct_handoffs", "direct_hidden_faults", "direct_prefilled", "direct_*", "scan_*", "shadow_*"}},
     {"exits by cause", {"exits_port",   "exits_mmio",          "core_port",     "core_mmio",
                         "idle_entries", "timer_runs",          "timer_rearms",  "kicks",
                         "kick_traps",   "time_kick_p50",       "time_kick_p99", "time_kick_max",

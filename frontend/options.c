@@ -275,6 +275,24 @@ static bool set_engine(const struct option_context *c, const char *value)
     return i >= 0;
 }
 
+static bool set_direct(const struct option_context *c, const char *value)
+{
+    static const char *const choices[] = {"auto", "off", "always", NULL};
+    int i = choose(c, value, choices);
+    if (i >= 0)
+        c->run->direct = i;
+    return i >= 0;
+}
+
+static bool set_policy(const struct option_context *c, const char *value)
+{
+    static const char *const choices[] = {"auto", "checked", "user", "raw", NULL};
+    int i = choose(c, value, choices);
+    if (i >= 0)
+        c->run->policy = i;
+    return i >= 0;
+}
+
 static bool set_stats(const struct option_context *c, const char *value)
 {
     static const char *const choices[] = {"off", "on", "json", NULL};
@@ -403,6 +421,8 @@ const struct option_info run_option_table[] = {
      NULL, set_debugcon},
     {"display", "none", "no display", false, false, NULL, set_display},
     {"engine", "auto|software|hardware", "what executes guest code (auto)", false, false, NULL, set_engine},
+    {"direct", "auto|off|always", "give 64-bit user code processes of its own (auto)", false, false, NULL, set_direct},
+    {"policy", "auto|checked|user|raw", "how it is translated for them, or not (auto)", false, false, NULL, set_policy},
     {"stats", "on|json|off", "print statistics at the end", true, false, NULL, set_stats},
     {"trace", "CATEGORIES[,file=PATH]", "log code,exc,mmu,io,cpu or all to a file (stderr)", false, false,
      NULL, set_trace},
@@ -589,6 +609,8 @@ bool run_options_check(const struct run_options *o, char error[ERROR_SIZE])
         line = "more than one CPU is not there yet: --cpus: use --cpus 1";
     else if (o->engine == ENGINE_HARDWARE)
         line = "the hardware engine is not there yet: --engine: use --engine software";
+    else if (o->direct == DIRECT_ALWAYS && o->policy == POLICY_CHECKED)
+        line = "no processes for code with this policy: --direct always: leave one of it and --policy checked out";
     else if (o->sandbox && !o->cell)
         line = "no sandbox without a process of its own: --cell off: add --sandbox off";
     else if (o->stop_at != UINT64_MAX && !o->deterministic)

@@ -23,6 +23,8 @@ struct disk_option {
 };
 
 enum engine_choice { ENGINE_AUTO, ENGINE_SOFTWARE, ENGINE_HARDWARE };
+enum direct_option { DIRECT_AUTO, DIRECT_OFF, DIRECT_ALWAYS };
+enum policy { POLICY_AUTO, POLICY_CHECKED, POLICY_USER, POLICY_RAW };
 enum on_crash { ON_CRASH_EXIT, ON_CRASH_RESET, ON_CRASH_HALT };
 enum on_reboot { ON_REBOOT_RESET, ON_REBOOT_EXIT };
 enum stats_format { STATS_OFF, STATS_TEXT, STATS_JSON };
@@ -51,6 +53,8 @@ struct run_options {
     enum stats_format stats;
     unsigned trace; // TRACE_*
     char *trace_file;
+    enum direct_option direct;
+    enum policy policy;
     enum on_crash on_crash;
     enum on_reboot on_reboot;
     uint64_t timeout_ns; // 0: none

@@ -168,6 +168,8 @@ static struct machine *create(struct run *r, char *error, bool *usage)
         .opaque = r,
         .cell = o->cell,
         .sandbox = o->sandbox,
+        .direct = (enum machine_direct)o->direct,
+        .policy = (enum machine_policy)o->policy,
         .trace_blocks = o->trace & LOG_CODE,
         .trace_exc = o->trace & LOG_EXC,
         .trace_mmu = o->trace & LOG_MMU,
@@ -258,8 +260,10 @@ static int run_machine(struct run *r, char *error)
         serial_begin(&r->serials[i]);
     serial_begin(&r->debugcon);
     trace_begin(&r->trace);
+    const int *workers;
+    unsigned worker_count = machine_workers(r->machine, &workers);
     // From here on nothing is opened, made or removed: the end of the run only closes.
-    e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine)) : 0;
+    e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine), workers, worker_count) : 0;
     if (e) {
         fprintf(stderr,
                 "gnomon: this host's kernel gives no seccomp filter (%s): sandbox: use one that does, or give --sandbox "

@@ -36,10 +36,10 @@ static void forbidden(int number, siginfo_t *info, void *context)
     _exit(EXIT_HOST_ERROR);
 }
 
-int sandbox_machine(int cell)
+int sandbox_machine(int cell, const int *workers, unsigned worker_count)
 {
     const uint32_t self = (uint32_t)getpid(), child = (uint32_t)cell;
-    const struct sandbox_rule rules[] = {
+    const struct sandbox_rule always[] = {
         // ---- handing over to the cell and back, waking and steering it, its end
         {.call = SYS_futex},
         {SYS_tgkill, {{SANDBOX_EQUAL, 0, child}}},
@@ -99,5 +99,10 @@ int sandbox_machine(int cell)
     sigfillset(&action.sa_mask);
     if (sigaction(SIGSYS, &action, NULL) < 0)
         return -errno;
-    return sandbox_filter(rules, sizeof rules / sizeof rules[0], SANDBOX_TRAP, true);
+    struct sandbox_rule rules[SANDBOX_MAX_RULES];
+    size_t n = sizeof always / sizeof always[0];
+    memcpy(rules, always, sizeof always);
+    for (unsigned i = 0; i < worker_count && n < SANDBOX_MAX_RULES; i++)
+        rules[n++] = (struct sandbox_rule){SYS_sched_setaffinity, {{SANDBOX_EQUAL, 0, (uint32_t)workers[i]}}};
+    return sandbox_filter(rules, n, SANDBOX_TRAP, true);
 }

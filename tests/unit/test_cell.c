@@ -912,8 +912,7 @@ static void act_dma(struct play *p, struct vcpu *v)
 {
     struct told told = {p->seen->value};
 
-    v->listener.code_written = code_written;
-    v->listener.opaque = &told;
+    mem_trace_register(v->mem, (struct mem_trace_client){.written = code_written, .opaque = &told, .bit = TRACE_CODE});
     dma(v, 0x7123, 4); // nobody looks at that page
     p->seen->value[3] = p->seen->value[0];
     mem_trace_set(v->mem, 0x7000, TRACE_CODE);
@@ -924,7 +923,7 @@ static void act_dma(struct play *p, struct vcpu *v)
         mem_trace_set(v->mem, page, TRACE_CODE);
     p->seen->value[0] = 0;
     dma(v, 0x400000, 0x200000);
-    v->listener.code_written = NULL;
+    mem_trace_unregister(v->mem, &told);
     p->seen->value[5] = p->seen->value[0];
     power_off(v);
 }

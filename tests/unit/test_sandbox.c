@@ -77,7 +77,7 @@ static int confined(void (*act)(struct inside *in), char said[512])
         struct inside in;
         dup2(fileno(errors), STDERR_FILENO);
         prepare(&in);
-        if (sandbox_machine(in.cell))
+        if (sandbox_machine(in.cell, NULL, 0))
             _exit(FAILED);
         act(&in);
         _exit(SURVIVED);
@@ -283,7 +283,7 @@ static void earlier_threads_are_confined_too(void **state)
     if (!pid) {
         pthread_t thread;
         dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
-        if (pipe(go) || pthread_create(&thread, NULL, open_later, NULL) || sandbox_machine(getpid()) ||
+        if (pipe(go) || pthread_create(&thread, NULL, open_later, NULL) || sandbox_machine(getpid(), NULL, 0) ||
             write(go[1], "", 1) != 1)
             _exit(FAILED);
         pthread_join(thread, NULL);
