@@ -128,6 +128,7 @@ void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, ui
         const char *name;
         uint64_t value;
     } rows[] = {
+        {"time_direct", (uint64_t)((unsigned __int128)t->tsc[DOING_DIRECT] * q32 >> 32)},
         {"time_translated", translated_ns},
         {"time_helpers", core_ns - translated_ns},
         {"time_devices", (uint64_t)((unsigned __int128)t->tsc[DOING_DEVICES] * q32 >> 32)},

@@ -26,6 +26,8 @@
 #define PERF_MARK    "\x1e"
 #define PERF_LIMIT   (256u << 20) // bytes of the map; a guest can have code translated for ever
 
+_Static_assert(CELL_WORKERS == MACHINE_WORKERS, "two names of one number");
+
 struct cell {
     pid_t pid;
     int worker[CELL_WORKER_THREADS]; // thread ids of the user workers

@@ -68,7 +68,7 @@ enum cell_failure { CELL_NO_ENGINE, CELL_NO_TIMER, CELL_NO_SANDBOX };
 #define CELL_FIGURES  256u
 #define CELL_TEXT     96u
 #define CELL_SERIALS  2u
-#define CELL_WORKERS  8u // user workers
+#define CELL_WORKERS  8u
 #define CELL_WORKER_THREADS (2 * CELL_WORKERS)
 
 enum cell_event_kind { EVENT_CHIP, EVENT_PCI_ISA, EVENT_PCI_GSI, EVENT_MSI };

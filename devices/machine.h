@@ -124,7 +124,9 @@ void machine_engine_stats(struct machine *m, void (*emit)(void *opaque, const ch
 // The engine's trail, as engine_software_trail() gives it. While the guest stands still.
 unsigned machine_trail(struct machine *m, struct engine_step out[ENGINE_TRAIL]);
 int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this one
-unsigned machine_workers(const struct machine *m, const int **pids); // threads of guest user code; their number
+#define MACHINE_WORKERS 8
+// Threads of guest user code, two for each process that has some: the first is its process id. Returns their number.
+unsigned machine_workers(const struct machine *m, const int **pids);
 
 // ---- any thread
 // Bytes typed at COM1 (port 0) or COM2 (1). Returns how many were taken; offer the rest again later.

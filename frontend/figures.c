@@ -69,7 +69,14 @@ static void collect_host(struct table *t, const struct figures *r)
     struct figure *devices = find(t, "time_cpu_devices");
     if (devices && machine_cell_pid(r->machine))
         devices->value += user_ns + system_ns;
-    usage_add(r->cell_usage, &user_ns, &system_ns, &peak_bytes);
+    uint64_t direct_ns = 0, guest_memory = 0;
+    if (r->usage_count)
+        usage_add(&r->usage[0], &user_ns, &system_ns, &peak_bytes);
+    for (unsigned i = 1; i < r->usage_count; i++) // what is resident there is the guest's, nearly all
+        usage_add(&r->usage[i], &direct_ns, &system_ns, &guest_memory);
+    user_ns += direct_ns;
+    if (r->usage_count > 1)
+        add(t, "time_cpu_direct", direct_ns);
     add(t, "time_cpu_user", user_ns);
     add(t, "time_cpu_system", system_ns);
     add(t, "memory_peak_resident", peak_bytes);
@@ -94,6 +101,7 @@ static const char *const time_rows[] = {"time_direct",     "time_translated", "t
                                         "time_devices",    "time_idle",       NULL};
 static const char *const cpu_rows[] = {"time_cpu_user",
                                        "time_cpu_system",
+                                       "time_cpu_direct",
                                        "time_cpu_translated",
                                        "time_cpu_helpers",
                                        "time_cpu_translator",

@@ -6,7 +6,8 @@
 
 struct figures {
     struct machine *machine;
-    const struct usage_files *cell_usage; // of the process that runs guest code
+    const struct usage_files *usage; // of the process that runs guest code, then of its workers
+    unsigned usage_count;
     uint64_t started_ns; // CLOCK_MONOTONIC
 };
 void figures_list(void *opaque, struct stats_sink *sink); // a stats_source; opaque: struct figures

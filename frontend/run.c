@@ -27,7 +27,8 @@ struct run {
     struct perf_map perf;
     struct input input;
     struct machine *machine;
-    struct usage_files cell_usage;
+    struct usage_files usage[1 + MACHINE_WORKERS]; // of the process that runs guest code and of its workers
+    unsigned usage_count;
     uint64_t started_ns;
     atomic_bool ending; // machine_stop() was called
 };
@@ -41,7 +42,7 @@ static uint64_t clock_ns(clockid_t clock)
 
 static void print_stats(struct run *r)
 {
-    struct figures figures = {r->machine, &r->cell_usage, r->started_ns};
+    struct figures figures = {r->machine, r->usage, r->usage_count, r->started_ns};
     stats_print(stderr, r->options.stats == STATS_JSON, figures_list, &figures);
 }
 
@@ -244,12 +245,15 @@ static int run_machine(struct run *r, char *error)
         goto close;
     }
     machine_stop_at(r->machine, r->options.stop_at);
-    usage_open(&r->cell_usage, 0);
     if (machine_start(r->machine, error, ERROR_SIZE)) { // before there are threads
         error_line(error);
         goto destroy;
     }
-    usage_open(&r->cell_usage, machine_cell_pid(r->machine));
+    const int *workers;
+    unsigned worker_threads = machine_workers(r->machine, &workers);
+    usage_open(&r->usage[r->usage_count++], machine_cell_pid(r->machine));
+    for (unsigned i = 0; i < worker_threads && r->usage_count <= MACHINE_WORKERS; i += 2)
+        usage_open(&r->usage[r->usage_count++], workers[i]);
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {
         fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n",
@@ -260,10 +264,8 @@ static int run_machine(struct run *r, char *error)
         serial_begin(&r->serials[i]);
     serial_begin(&r->debugcon);
     trace_begin(&r->trace);
-    const int *workers;
-    unsigned worker_count = machine_workers(r->machine, &workers);
     // From here on nothing is opened, made or removed: the end of the run only closes.
-    e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine), workers, worker_count) : 0;
+    e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine), workers, worker_threads) : 0;
     if (e) {
         fprintf(stderr,
                 "gnomon: this host's kernel gives no seccomp filter (%s): sandbox: use one that does, or give --sandbox "
@@ -282,7 +284,8 @@ static int run_machine(struct run *r, char *error)
     if (r->options.stats != STATS_OFF)
         print_stats(r);
 destroy:
-    usage_close(&r->cell_usage);
+    while (r->usage_count)
+        usage_close(&r->usage[--r->usage_count]);
     machine_destroy(r->machine);
     close_perf_map(r, failed);
 close:

@@ -9,8 +9,8 @@
 //    kernel seldom since the last sample. Short-lived processes never have enough of them.
 //  - In a worker: after EXITS exits, the time spent there per exit is looked at.
 //  - A page of code that may not run untranslated sends its callers to translated code and back. When that happens often, the
-//    worker is left; a program that goes on computing has all its code translated for it (policy `user`). That costs tens to
-//    hundreds of milliseconds, so it is done when the program has run for longer than that.
+//    worker is left; a program that goes on computing has all its code translated for it (policy `user`), once it has run for
+//    longer than that will take.
 #include "cpu/model.h"
 #include "dbt/dbt.h"
 #include "dbt/direct/private.h"
@@ -19,7 +19,7 @@
 #define CLOSE_NS     30000u // at most: the worker is left
 #define EXITS        64u
 #define MIXED_NS     100000u // between two times that code is refused, at most: that is too often
-#define TRANSLATE_NS 1500000000u // of user code until all of it is translated once more
+#define BLOCK_NS     15000u  // what it takes to have a block translated once more
 #define FIRST_POINTS 3u
 #define MOST_POINTS  64u
 
@@ -40,6 +40,10 @@ static void follow_root(struct direct *d)
     uint64_t root = d->v->s.cr3 & 0x000ffffffffff000ull;
     if (d->now && root == d->root)
         return;
+    const struct dbt *t = d->v->engine;
+    if (d->now)
+        d->now->blocks += t->n.blocks - d->blocks_before;
+    d->blocks_before = t->n.blocks;
     d->root = root;
     d->now = &d->measure[(root >> 12) * 0x9e3779b97f4a7c15ull >> 56];
     if (d->now->root != root)
@@ -98,6 +102,14 @@ bool direct_chosen(struct direct *d)
     return !d->now->excluded && (d->now->direct || d->choice == DIRECT_EVERYTHING);
 }
 
+// Whether the program has run for longer than it takes to translate its code for the worker: then it will go on for so long, as
+// a rule.
+static bool is_worth_translating(const struct direct *d, const struct measure *m)
+{
+    const struct dbt *t = d->v->engine;
+    return m->user_ns >= (m->blocks + t->n.blocks - d->blocks_before) * BLOCK_NS;
+}
+
 static void enter(struct direct *d, struct measure *m)
 {
     m->translated = m->mixed;
@@ -135,18 +147,19 @@ void direct_sample(struct direct *d, bool user)
     m->user_ns += to_ns(d, passed);
     if (m->points < MOST_POINTS)
         m->points++;
-    if (m->points >= m->needed && (!m->mixed || m->user_ns >= TRANSLATE_NS))
+    if (m->points >= m->needed && (!m->mixed || is_worth_translating(d, m)))
         enter(d, m);
 }
 
-void direct_left(struct direct *d, uint64_t cycles)
+void direct_left(struct direct *d, uint64_t cycles, bool exit)
 {
     struct measure *m = d->now;
     if (d->choice == DIRECT_EVERYTHING || !m)
         return;
     m->cycles += cycles;
     m->user_ns += to_ns(d, cycles);
-    if (++m->exits < EXITS)
+    m->exits += exit;
+    if (m->exits < EXITS)
         return;
     if (to_ns(d, m->cycles) < (uint64_t)EXITS * CLOSE_NS) {
         leave(d, m);
@@ -160,7 +173,7 @@ void direct_left(struct direct *d, uint64_t cycles)
 void direct_refused(struct direct *d)
 {
     struct measure *m = d->now;
-    if (d->choice == DIRECT_EVERYTHING || !m)
+    if (d->policy != DIRECT_POLICY_CHOOSE || !m)
         return;
     uint64_t now = __builtin_ia32_rdtsc();
     if (!m->refused++)
@@ -171,7 +184,12 @@ void direct_refused(struct direct *d)
     if (to_ns(d, now - m->refused_tsc) >= (uint64_t)EXITS * MIXED_NS)
         return;
     m->mixed = true;
+    if (d->choice == DIRECT_EVERYTHING) {
+        m->translated = true;
+        d->n.became_translated++;
+        return;
+    }
     leave(d, m);
-    if (m->user_ns >= TRANSLATE_NS)
+    if (is_worth_translating(d, m))
         enter(d, m);
 }

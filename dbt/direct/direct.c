@@ -290,6 +290,7 @@ static enum direct_result lost(struct direct *d, int n, struct direct_fault *fau
 void direct_turn(struct direct *d, int n, bool stops_soon, struct worker_event *e)
 {
     d->n.handoffs++;
+    vcpu_does(d->v, DOING_DIRECT);
     __atomic_store_n(&d->running, n, __ATOMIC_SEQ_CST);
     worker_resume(d->workers, (unsigned)n);
     if (!stops_soon && requests_due(d->v))
@@ -297,6 +298,7 @@ void direct_turn(struct direct *d, int n, bool stops_soon, struct worker_event *
     while (!worker_wait(d->workers, (unsigned)n, e))
         ;
     __atomic_store_n(&d->running, -1, __ATOMIC_SEQ_CST);
+    vcpu_does(d->v, DOING_CORE);
 }
 
 static enum direct_result raw_run(struct direct *d, int n, struct direct_fault *fault)
@@ -346,9 +348,8 @@ enum direct_result direct_run(struct direct *d, int n, struct direct_fault *faul
     uint64_t begin = __builtin_ia32_rdtsc();
     enum direct_result result = d->translated[n] ? translated_run(d, n, fault) : raw_run(d, n, fault);
     begin = __builtin_ia32_rdtsc() - begin;
-    d->n.cycles += begin;
-    if (result != DIRECT_STOPPED) // an interrupt would have come anyway
-        direct_left(d, begin);
+    // An interrupt would have come anyway, and code that may not run there has its own count.
+    direct_left(d, begin, result != DIRECT_STOPPED && result != DIRECT_CODE);
     return result == DIRECT_LOST ? lost(d, n, fault) : result;
 }
 

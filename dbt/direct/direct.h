@@ -35,7 +35,7 @@ enum direct_cause { // why user code came back or was not let in
 };
 
 struct direct_counters {
-    uint64_t handoffs, hidden_faults, refused_state, cycles, cause[DIRECT_CAUSES], scan_failed[16];
+    uint64_t handoffs, hidden_faults, refused_state, cause[DIRECT_CAUSES], scan_failed[16];
     uint64_t opened, lost, forgets, follows, looks, makes, chosen, left, became_translated;
 };
 

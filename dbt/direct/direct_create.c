@@ -128,7 +128,6 @@ void direct_emit(struct direct *d, void (*emit)(void *opaque, const char *name, 
     };
     const struct direct_counters *n = &d->n;
     const struct shadow_counters *s = shadow_counters(d->shadow);
-    emit(opaque, "time_direct", (uint64_t)((unsigned __int128)n->cycles * d->v->model->host_ns_per_tsc_q32 >> 32));
     emit(opaque, "direct_spaces", n->opened);
     emit(opaque, "direct_handoffs", n->handoffs);
     emit(opaque, "direct_hidden_faults", n->hidden_faults);

@@ -19,6 +19,7 @@
 struct measure {
     uint64_t root;
     uint64_t user_ns;  // of user code, about
+    uint64_t blocks;   // translated while it was current, about
     uint64_t cycles;   // in its worker since `exits` began
     uint64_t refused_tsc; // when `refused` began
     uint32_t exits;
@@ -40,7 +41,7 @@ struct direct {
     struct measure measure[MEASURES]; // by hash of the root table's address
     struct measure *now;              // of the address space that is current, as of `root`
     uint64_t root;
-    uint64_t sampled_tsc, sampled_calls;
+    uint64_t sampled_tsc, sampled_calls, blocks_before;
     uint32_t call; // number of the system call that the guest is in, when it may map memory
     struct workers *workers;
     struct shadow *shadow;
@@ -71,7 +72,8 @@ void direct_refused(struct direct *d); // it came to code that may not run untra
 bool direct_is_own(uint64_t la); // a worker keeps the address for itself
 void direct_exclude(struct direct *d); // the current address space uses what a worker keeps for itself
 bool direct_chosen(struct direct *d); // whether the current address space has a worker
-void direct_left(struct direct *d, uint64_t cycles); // it was in it for so long
+// It was in it for so long; exit: and had to leave for something that `checked` code does at less cost.
+void direct_left(struct direct *d, uint64_t cycles, bool exit);
 
 // ---- translated.c
 enum direct_result translated_run(struct direct *x, int n, struct direct_fault *fault);

@@ -113,11 +113,13 @@ static struct block *translate_for(struct direct *x, int n)
     struct context *before = d->context;
     uint64_t begin = __builtin_ia32_rdtsc();
     x->n.makes++;
+    vcpu_does(x->v, DOING_TRANSLATION);
     d->context = user_context(d, key);
     d->context->key = key;
     struct block *b = translate(d, key);
     d->context = before;
     cache_link_around(d, b);
+    vcpu_does(x->v, DOING_CORE);
     d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
     return b;
 }
