@@ -201,13 +201,24 @@ static bool find_stop(struct direct *x, int n, uint64_t at, struct stop *s)
     return s->exit || s->map;
 }
 
+// Whether somebody wants the vCPU: breakpoints that were planted for that are in a block that may be left now.
+static bool is_asked(const struct direct *x)
+{
+    return __atomic_load_n(&x->v->requests, __ATOMIC_ACQUIRE);
+}
+
 // An exit that leads nowhere yet.
-static enum next follow(struct direct *x, int n, struct exit *e)
+static enum next follow(struct direct *x, int n, struct exit *e, enum direct_result *result)
 {
     struct dbt *d = engine(x);
-    struct block *to = known(x, n, e->target);
     bool parked = e->at_out == OUT_PARKED;
     x->n.follows++;
+    if (is_asked(x)) {
+        take(x, n, e->target, parked, NULL);
+        *result = DIRECT_STOPPED;
+        return LEAVE;
+    }
+    struct block *to = known(x, n, e->target);
     if (!to) {
         take(x, n, e->target, parked, NULL);
         x->pending = e;
@@ -229,6 +240,11 @@ static enum next look_up(struct direct *x, int n, enum direct_result *result)
         take(x, n, USER_BRANCH_RIP(branch), true, NULL);
         x->v->s.gpr[RSP] -= USER_BRANCH_POPPED(branch);
         *result = DIRECT_STEP;
+        return LEAVE;
+    }
+    if (is_asked(x)) {
+        take(x, n, target, true, NULL);
+        *result = DIRECT_STOPPED;
         return LEAVE;
     }
     struct block *to = known(x, n, target);
@@ -337,7 +353,7 @@ static enum next answer(struct direct *x, int n, const struct worker_event *e, s
     if (!find_stop(x, n, r->rip, &s))
         return LEAVE;
     if (s.exit)
-        return stop ? follow(x, n, s.exit) : LEAVE;
+        return stop ? follow(x, n, s.exit, result) : LEAVE;
     if (e->trap == EXC_PF)
         return memory_fault(x, n, e, &s, fault, result);
     // A site, or an exception of the instruction's own: translated code of the owner's does it.
