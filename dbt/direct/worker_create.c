@@ -273,9 +273,9 @@ static int wait_ready(struct worker *k)
     const struct timespec pause = {.tv_nsec = POLL_NS};
     uint32_t *turn = state32(k->shared, ST_TURN);
 
-    while (__atomic_load_n(turn, __ATOMIC_SEQ_CST) == TURN_RUN) {
+    while (__atomic_load_n(turn, __ATOMIC_SEQ_CST) == TURN_ASLEEP) {
         siginfo_t info = {0};
-        syscall(SYS_futex, turn, FUTEX_WAIT, TURN_RUN, &pause, NULL, 0);
+        syscall(SYS_futex, turn, FUTEX_WAIT, TURN_ASLEEP, &pause, NULL, 0);
         if (waitid(P_PID, (id_t)k->pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0 || info.si_pid)
             break;
     }
@@ -292,7 +292,7 @@ static int start(struct workers *w, unsigned n, struct child c)
     c.workers = w;
     c.number = n;
     c.shared = k->shared = w->shared + (size_t)n * WORKER_SHARED;
-    *state32(k->shared, ST_TURN) = TURN_RUN;
+    *state32(k->shared, ST_TURN) = TURN_ASLEEP; // we are going to: the stub wakes nobody else
     *(uint32_t *)(k->shared + CMD_RAM_FD) = (uint32_t)c.ram_fd;
     // No signal to us when it ends: where SIGCHLD is ignored, the kernel would give its number to somebody
     // else.
