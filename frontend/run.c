@@ -252,8 +252,6 @@ static int run_machine(struct run *r, char *error)
     const int *workers;
     unsigned worker_threads = machine_workers(r->machine, &workers);
     usage_open(&r->usage[r->usage_count++], machine_cell_pid(r->machine));
-    for (unsigned i = 0; i < worker_threads && r->usage_count <= MACHINE_WORKERS; i += 2)
-        usage_open(&r->usage[r->usage_count++], workers[i]);
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {
         fprintf(stderr, "gnomon: can't start a thread (%s): input: end some programs and try again\n",
@@ -264,6 +262,9 @@ static int run_machine(struct run *r, char *error)
         serial_begin(&r->serials[i]);
     serial_begin(&r->debugcon);
     trace_begin(&r->trace);
+    // Last, since a machine does without.
+    for (unsigned i = 0; i < worker_threads && r->usage_count <= MACHINE_WORKERS; i += 2)
+        usage_open_times(&r->usage[r->usage_count++], workers[i]);
     // From here on nothing is opened, made or removed: the end of the run only closes.
     e = r->options.sandbox ? sandbox_machine(machine_cell_pid(r->machine), workers, worker_threads) : 0;
     if (e) {

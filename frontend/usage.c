@@ -20,6 +20,12 @@ void usage_open(struct usage_files *u, int pid)
     u->status_fd = open_file(pid, "status");
 }
 
+void usage_open_times(struct usage_files *u, int pid)
+{
+    u->stat_fd = open_file(pid, "stat");
+    u->status_fd = -1;
+}
+
 static bool read_text(int fd, char *text, size_t size)
 {
     ssize_t n = fd < 0 ? -1 : pread(fd, text, size - 1, 0);

@@ -8,6 +8,7 @@ struct usage_files {
 };
 
 void usage_open(struct usage_files *u, int pid); // pid 0: there is none
+void usage_open_times(struct usage_files *u, int pid); // without memory
 // Adds to the figures what is known.
 void usage_add(const struct usage_files *u, uint64_t *user_ns, uint64_t *system_ns, uint64_t *peak_bytes);
 void usage_close(struct usage_files *u);
