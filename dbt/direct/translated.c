@@ -124,6 +124,12 @@ static struct block *translate_for(struct direct *x, int n)
     return b;
 }
 
+// Whether somebody wants the vCPU: breakpoints that were planted for that are in a block that may be left now.
+static bool is_asked(const struct direct *x)
+{
+    return __atomic_load_n(&x->v->requests, __ATOMIC_ACQUIRE);
+}
+
 // What translated code for the owner has executed already will be executed here too, if the block goes there: it is made at
 // once, and the worker needs not stop for it. Returns how many may still be made.
 static unsigned make_ahead(struct direct *x, int n, const struct block *b, unsigned room)
@@ -134,7 +140,7 @@ static unsigned make_ahead(struct direct *x, int n, const struct block *b, unsig
     unsigned exits = b->exit_count;
     struct block *made[MAX_EXITS];
     unsigned count = 0;
-    for (unsigned i = 0; i < exits && room; i++) {
+    for (unsigned i = 0; i < exits && room && !is_asked(x); i++) {
         uint64_t to = b->exits[i].target;
         struct walk w;
         uint32_t error;
@@ -199,12 +205,6 @@ static bool find_stop(struct direct *x, int n, uint64_t at, struct stop *s)
             s->exit = &b->exits[i];
     s->map = cache_map(b, at);
     return s->exit || s->map;
-}
-
-// Whether somebody wants the vCPU: breakpoints that were planted for that are in a block that may be left now.
-static bool is_asked(const struct direct *x)
-{
-    return __atomic_load_n(&x->v->requests, __ATOMIC_ACQUIRE);
 }
 
 // An exit that leads nowhere yet.

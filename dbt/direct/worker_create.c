@@ -236,6 +236,10 @@ _Noreturn static void child_main(struct child c)
     if (getppid() != c.parent)
         _exit(1);
     prctl(PR_SET_NAME, "gnomon-worker");
+    // So that the owner has the CPU as soon as it wakes for a timer: else one in a hundred waits for the end of the
+    // runner's time slice, up to 3 ms. It costs nothing; where somebody has chosen another policy, it stays.
+    if (sched_getscheduler(0) == SCHED_OTHER)
+        sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
     setrlimit(RLIMIT_CORE, &no_core);
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &closed, NULL, 8);
     close_files(c.ram_fd);
