@@ -349,6 +349,10 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     struct samples samples[SAMPLE_PLACES];
     struct translation *tr; // translator's work space
     uint32_t code_generation; // bumped when blocks are discarded: workers' predictions of RETs are stale
+    // What user code without a worker pays for there being some: CR3 when it was found to have none, and whether a system call
+    // is under way that may map memory.
+    uint64_t direct_none;
+    bool direct_call;
     struct direct *direct;  // user workers; null: all code is translated
     void (*trace_block)(void *opaque, struct dbt *d, const struct block *b);
     void *trace_opaque;

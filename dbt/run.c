@@ -110,7 +110,7 @@ static uint64_t find_code(struct dbt *d)
 {
     struct vcpu *v = d->v;
     d->n.dispatches++;
-    if (__builtin_expect(d->direct != NULL, 0) && v->s.cpl == 3 && !d->force) {
+    if (d->direct && v->s.cpl == 3 && !d->force && (v->s.cr3 != d->direct_none || d->direct_call)) {
         int worker = direct_enter(d->direct);
         if (worker >= 0)
             run_directly(d, worker);
@@ -227,7 +227,7 @@ uint64_t run_sensitive(struct dbt *d, uint64_t arg)
     s->count++;
     v->s.rip = s->rip;
     note_step(d, STEP_SENSITIVE, s->rip, s->in.op);
-    if (__builtin_expect(d->direct != NULL, 0) && s->in.op == OP_SYSCALL)
+    if (s->in.op == OP_SYSCALL && d->direct && direct_may_map(v->s.gpr[RAX]))
         direct_calls(d->direct);
     d->force = 0;
     bool tf = v->s.rflags & FL_TF;

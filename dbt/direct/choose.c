@@ -56,12 +56,14 @@ static void follow_root(struct direct *d)
 // Most accesses there would fault in the worker, but not those to pages that it really has. So the guest's system calls that map
 // memory are watched, by Linux' numbers: where memory lies is in what they return.
 
-enum { CALL_NONE = 0, CALL_MMAP = 9, CALL_BRK = 12, CALL_MREMAP = 25, CALL_SHMAT = 30 };
+enum { CALL_NONE = 0, CALL_MMAP = 9, CALL_BRK = 12, CALL_MREMAP = 25 };
+
+static struct dbt *engine(struct direct *d) { return d->v->engine; }
 
 void direct_calls(struct direct *d)
 {
-    uint64_t number = d->v->s.gpr[RAX];
-    d->call = number == CALL_MMAP || number == CALL_BRK || number == CALL_MREMAP || number == CALL_SHMAT ? (uint32_t)number : CALL_NONE;
+    d->call = (uint32_t)d->v->s.gpr[RAX];
+    engine(d)->direct_call = true;
 }
 
 void direct_exclude(struct direct *d)
@@ -92,6 +94,7 @@ static void look_at_result(struct direct *d)
     else if (at < 1ull << 47 && is_own(at, size))
         direct_exclude(d);
     d->call = CALL_NONE;
+    engine(d)->direct_call = false;
 }
 
 bool direct_chosen(struct direct *d)
@@ -99,7 +102,9 @@ bool direct_chosen(struct direct *d)
     if (d->call != CALL_NONE)
         look_at_result(d);
     follow_root(d);
-    return !d->now->excluded && (d->now->direct || d->choice == DIRECT_EVERYTHING);
+    bool chosen = !d->now->excluded && (d->now->direct || d->choice == DIRECT_EVERYTHING);
+    engine(d)->direct_none = chosen ? ~0ull : d->v->s.cr3;
+    return chosen;
 }
 
 // Whether the program has run for longer than it takes to translate its code for the worker: then it will go on for so long, as
@@ -114,6 +119,7 @@ static void enter(struct direct *d, struct measure *m)
 {
     m->translated = m->mixed;
     m->direct = true;
+    engine(d)->direct_none = ~0ull;
     m->points = 0;
     m->cycles = m->exits = m->refused = 0;
     d->n.chosen++;

@@ -53,7 +53,12 @@ int direct_enter(struct direct *d);
 enum direct_result direct_run(struct direct *d, int worker, struct direct_fault *fault);
 // Behind direct_run(), when the guest's vector registers are live again: loads selectors that user code has loaded. May throw.
 void direct_load_selectors(struct direct *d);
-// User code has executed SYSCALL.
+// Whether a system call of Linux may map memory in a place that its result tells: mmap, brk, mremap, shmat.
+static inline bool direct_may_map(uint64_t number)
+{
+    return number < 32 && ((1u << 9 | 1u << 12 | 1u << 25 | 1u << 30) >> number & 1);
+}
+// User code has executed SYSCALL for one of those.
 void direct_calls(struct direct *d);
 // An interrupt has been taken; user: from CPL 3. For the choice.
 void direct_sample(struct direct *d, bool user);
