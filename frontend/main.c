@@ -2,8 +2,10 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "cpu/planted.h"
 #include "frontend/commands.h"
 #include "frontend/exit.h"
 #include "frontend/help.h"
@@ -87,6 +89,10 @@ int main(int argc, char *argv[])
 {
     if (!hold_standard_files())
         return EXIT_HOST_ERROR; // there may be nowhere to say so
+#ifdef GNOMON_PLANTED
+    if (!planted_choose())
+        return unknown("unknown bug", getenv("GNOMON_PLANTED"), NULL, "set GNOMON_PLANTED to a name in cpu/planted.h");
+#endif
     int status = dispatch(argc, argv);
     if (fflush(stdout) == EOF && status == 0) {
         error_line("can't write: standard output: free some space");
