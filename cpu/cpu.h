@@ -121,6 +121,8 @@ struct vcpu {
 void cpu_reset(struct vcpu *v);                 // SDM 3A 9.1.1, table 9-1; TSC keeps running
 uint64_t cpu_rflags(const struct vcpu *v);      // with IF, DF and bit 1
 void cpu_set_rflags(struct vcpu *v, uint64_t value); // no privilege checks; bumps mode_gen when TF, VM or AC change
+// CS and SS as SYSCALL resp. SYSRET load them in 64-bit code, for this value of STAR.
+void cpu_syscall_segments(uint64_t star, struct segment kernel[2], struct segment user[2]);
 static inline bool cpu_protected(const struct vcpu *v) { return v->s.cr0 & CR0_PE; }
 static inline bool cpu_long(const struct vcpu *v) { return v->s.efer & EFER_LMA; }
 static inline bool cpu_v86(const struct vcpu *v) { return v->s.rflags & FL_VM; }

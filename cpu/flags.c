@@ -4,7 +4,6 @@
 // 3B 20.3, 20.4).
 #include "cpu/internal.h"
 
-#define FL_DEFINED 0x003f7fd5u // every flag there is, without bit 1
 #define FL_KEYED   (FL_TF | FL_VM | FL_AC)
 
 uint64_t cpu_rflags(const struct vcpu *v)

@@ -204,6 +204,16 @@ static void efer_write(struct vcpu *v, uint32_t msr, uint64_t value)
         mmu_flush_all(v, true);
 }
 
+// Translated code has what SYSCALL and SYSRET do with these at hand.
+static void syscall_write(struct vcpu *v, uint32_t msr, uint64_t value)
+{
+    if (msr == 0xc0000081)
+        v->s.star = value;
+    else
+        v->s.sfmask = value;
+    v->mode_gen++;
+}
+
 static void canonical_write(struct vcpu *v, uint32_t msr, uint64_t value)
 {
     if (!is_canonical(value))
@@ -411,10 +421,10 @@ static const struct msr table[] = {
      .feature = CPU_HYPERVISOR},
     {ONE(0x4b564d05), "KVM_POLL_CONTROL", .value = 1, .reserved = ~1ull, IGNORED, .feature = CPU_HYPERVISOR},
     {ONE(0xc0000080), "IA32_EFER", FIELD(efer), .write = efer_write, .feature = CPU_NX},
-    {ONE(0xc0000081), "STAR", FIELD(star), .feature = CPU_SYSCALL},
+    {ONE(0xc0000081), "STAR", FIELD(star), .write = syscall_write, .feature = CPU_SYSCALL},
     {ONE(0xc0000082), "LSTAR", FIELD(lstar), .write = canonical_write, .feature = CPU_LM},
     {ONE(0xc0000083), "CSTAR", FIELD(cstar), .write = canonical_write, .feature = CPU_LM},
-    {ONE(0xc0000084), "FMASK", FIELD(sfmask), .reserved = HIGH32, .feature = CPU_SYSCALL},
+    {ONE(0xc0000084), "FMASK", FIELD(sfmask), .write = syscall_write, .reserved = HIGH32, .feature = CPU_SYSCALL},
     {ONE(0xc0000100), "FS_BASE", .read = segment_base_read, .write = segment_base_write, .feature = CPU_LM},
     {ONE(0xc0000101), "GS_BASE", .read = segment_base_read, .write = segment_base_write, .feature = CPU_LM},
     {ONE(0xc0000102), "KERNEL_GS_BASE", FIELD(kernel_gs_base), .write = canonical_write, .feature = CPU_LM},

@@ -60,6 +60,7 @@ struct dtable {
 #define FL_VIF  0x00080000u
 #define FL_VIP  0x00100000u
 #define FL_ID   0x00200000u
+#define FL_DEFINED 0x003f7fd5u // every flag there is, without bit 1
 #define FL_ARITH (FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF)
 
 #define CR0_PE 0x00000001u

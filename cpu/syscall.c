@@ -2,6 +2,8 @@
 // segments and look at no descriptor.
 #include "cpu/internal.h"
 
+_Static_assert(SEG_SS == SEG_CS + 1, "the two are loaded together");
+
 #define ATTR_FLAT   (SEG_G | SEG_P | SEG_S)
 #define ATTR_CODE   (ATTR_FLAT | SEG_TYPE_CODE | SEG_TYPE_W | SEG_TYPE_A)
 #define ATTR_CODE32 (ATTR_CODE | SEG_DB)
@@ -21,25 +23,41 @@ static void need_syscall(struct vcpu *v)
         cpu_throw(v, EXC_UD);
 }
 
+static void load_kernel(struct segment cs_ss[2], uint64_t star, uint32_t code)
+{
+    segment_set_flat(&cs_ss[0], star >> 32 & 0xfffc, code);
+    segment_set_flat(&cs_ss[1], (star >> 32) + 8, ATTR_STACK);
+}
+
+static void load_user(struct segment cs_ss[2], uint64_t star, bool to64)
+{
+    uint16_t base = star >> 48;
+    segment_set_flat(&cs_ss[0], (to64 ? base + 16 : base) | 3, (to64 ? ATTR_CODE64 : ATTR_CODE32) | ATTR_DPL3);
+    segment_set_flat(&cs_ss[1], (base + 8) | 3, ATTR_STACK | ATTR_DPL3);
+}
+
+void cpu_syscall_segments(uint64_t star, struct segment kernel[2], struct segment user[2])
+{
+    load_kernel(kernel, star, ATTR_CODE64);
+    load_user(user, star, true);
+}
+
 void op_syscall(struct vcpu *v, const struct insn *in)
 {
     struct cpu_state *s = &v->s;
     need_syscall(v);
     uint64_t flags = cpu_rflags(v), rip = next_rip(v, in);
-    uint16_t cs = s->star >> 32 & 0xfffc;
     bool from64 = cpu_code64(v);
     s->gpr[RCX] = rip;
     if (cpu_long(v)) {
         s->gpr[R11] = flags & ~(uint64_t)FL_RF;
         s->rip = from64 ? s->lstar : s->cstar;
         cpu_set_rflags(v, flags & ~(s->sfmask | FL_RF));
-        segment_set_flat(&s->seg[SEG_CS], cs, ATTR_CODE64);
     } else {
         s->rip = (uint32_t)s->star;
         cpu_set_rflags(v, flags & ~(uint64_t)(FL_IF | FL_RF | FL_VM));
-        segment_set_flat(&s->seg[SEG_CS], cs, ATTR_CODE32);
     }
-    segment_set_flat(&s->seg[SEG_SS], (s->star >> 32) + 8, ATTR_STACK);
+    load_kernel(&s->seg[SEG_CS], s->star, cpu_long(v) ? ATTR_CODE64 : ATTR_CODE32);
     s->cpl = 0;
     v->mode_gen++;
 }
@@ -50,7 +68,6 @@ void op_sysret(struct vcpu *v, const struct insn *in)
     need_syscall(v);
     if (s->cpl != 0)
         gp0(v);
-    uint16_t base = s->star >> 48;
     bool to64 = in->op_size == 8;
     if (to64 && !is_canonical(s->gpr[RCX]))
         gp0(v);
@@ -59,11 +76,7 @@ void op_sysret(struct vcpu *v, const struct insn *in)
         cpu_set_rflags(v, s->gpr[R11] & ~(uint64_t)(FL_RF | FL_VM));
     else
         s->iflag = 1;
-    if (to64)
-        segment_set_flat(&s->seg[SEG_CS], (base + 16) | 3, ATTR_CODE64 | ATTR_DPL3);
-    else
-        segment_set_flat(&s->seg[SEG_CS], base | 3, ATTR_CODE32 | ATTR_DPL3);
-    segment_set_flat(&s->seg[SEG_SS], (base + 8) | 3, ATTR_STACK | ATTR_DPL3);
+    load_user(&s->seg[SEG_CS], s->star, to64);
     s->cpl = 3;
     v->mode_gen++;
 }

@@ -166,16 +166,35 @@ static void emit_check_target(struct translation *t, struct ginsn *g)
         flags_unpark(t);
 }
 
-// T1 = entry of the current table where a block at T0 would be; returns the jump taken where there is none.
-static uint8_t *emit_lookup(struct translation *t)
+// T1 = entry of the mode's table where a block at T0 would be; returns the jump taken where there is none.
+static uint8_t *emit_lookup_in(struct translation *t, const struct context *c)
 {
     struct asm_buf *a = &t->a;
     t->t1_group = -1;
     a_movzx16(a, T1, T0);
     a_rex(a, 8, T0, T1, 0, 0); // cmp t0, [tag + t1*8]
     a8(a, 0x3b);
-    a_table(a, T0, (uint64_t)t->d->context->tag, T1);
+    a_table(a, T0, (uint64_t)c->tag, T1);
     return a_jcc(a, CC_NE);
+}
+
+static uint8_t *emit_lookup(struct translation *t)
+{
+    return emit_lookup_in(t, t->d->context);
+}
+
+void emit_enter(struct translation *t, const struct context *to)
+{
+    struct asm_buf *a = &t->a;
+    uint32_t begin = offset_here(t);
+    t->ended = true;
+    uint8_t *miss = emit_lookup_in(t, to);
+    a8(a, 0xff); // jmp [code + t1*8]
+    a_table(a, 4, (uint64_t)to->code, T1);
+    indirect_since(t, begin);
+    a_patch(a, miss);
+    a_mov_imm(a, T1, 0); // it can't lead out of the code
+    a_jmp_to(a, t->d->stub_ib_miss);
 }
 
 // T1 = which branch the stubs that look up have run_indirect() look up for.

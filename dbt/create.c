@@ -55,6 +55,7 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
     gather_layout(&d->layout);
     d->vector_kind = guest_vectors(v->model);
     d->key_gen = v->mode_gen - 1;
+    d->syscall.star = ~v->s.star;
     d->region_count = REGIONS;
     d->max_insns = MAX_INSNS;
     if (v->count.is_time) // where blocks begin and end must not show

@@ -251,6 +251,14 @@ struct samples {
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };
 
+// What SYSCALL and SYSRET in 64-bit code do without C (dbt/syscall.c), as mode_update() finds it.
+struct fast_syscall {
+    struct segment kernel[2], user[2]; // CS and SS
+    uint64_t star; // that those come from
+    uint64_t keep; // flags that SYSCALL leaves as they are
+    bool usable;
+};
+
 struct direct;
 
 struct dbt { // mapped below 2 GiB: translated code addresses its fields
@@ -261,6 +269,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t branch;               // struct branch of the one that is looked up
     uint64_t call_rip;             // where an indirect CALL goes once it has pushed
     uint32_t parked; // guest flags as LAHF and SETO give them
+    struct fast_syscall syscall;
     uint64_t delta[MERGE_GROUPS]; // merge.c: host minus guest address of each group
     int64_t limit_read[SEG_COUNT], limit_write[SEG_COUNT]; // of non-flat segments; -1: always ask cpu/
     _Alignas(64) uint8_t bounce[4][BOUNCE_SIZE];

@@ -12,11 +12,17 @@
 // Example: CMP; MOV RAX,[RSP]; MOV [RBX],RAX; JE. Parked before the first MOV, back before JE.
 #include "dbt/internal.h"
 
+// Puts an image of RFLAGS together.
+static bool stores_flags(const struct ginsn *g)
+{
+    return g->cls == CLASS_INLINE && (g->sens == OP_PUSHF || g->sens == OP_SYSCALL);
+}
+
 uint32_t flags_read(const struct ginsn *g)
 {
     if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER || g->z->meta.category == ZYDIS_CATEGORY_STRINGOP)
         return FL_ARITH;
-    if (g->cls == CLASS_INLINE && g->sens == OP_PUSHF)
+    if (stores_flags(g))
         return FL_ARITH;
     return g->z->cpu_flags ? g->z->cpu_flags->tested & FL_ARITH : 0;
 }
@@ -26,6 +32,8 @@ uint32_t flags_killed(const struct ginsn *g)
     const ZydisDecodedInstruction *z = g->z;
     if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return 0;
+    if (g->cls == CLASS_INLINE && g->sens == OP_SYSRET)
+        return FL_ARITH;
     uint32_t written = (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & FL_ARITH;
     if (z->meta.category == ZYDIS_CATEGORY_STRINGOP) // may be repeated no times
         return 0;
@@ -105,7 +113,7 @@ void flags_before(struct translation *t, const struct ginsn *g)
     bool leaves = g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER;
     if (bounce(t) || leaves)
         return; // a bounce carries them itself, and a site parks what is in the host
-    if (g->cls == CLASS_INLINE && g->sens == OP_PUSHF) {
+    if (stores_flags(g)) {
         if (t->flags == FLAGS_HOST)
             flags_park(t);
     } else if (flags_read(g) || writes_flags(g)) {

@@ -6,11 +6,14 @@ bool can_inline(const struct translation *t, const struct ginsn *g)
 {
     if (t->key & KEY_ONE || (user(t) && g->sens != OP_RDTSC))
         return false;
+    if (g->sens == OP_SYSCALL)
+        return can_inline_syscall(t);
     bool level0 = !(t->key & KEY_VM) && (!(t->key & KEY_PE) || !(t->key & KEY_CPL_MASK));
     switch (g->sens) {
     case OP_CLI:
     case OP_STI: return level0;
     case OP_SWAPGS: return level0 && t->code_size == 8;
+    case OP_SYSRET: return level0 && can_inline_sysret(t, g);
     case OP_RDTSC: return !(t->key & KEY_TSD) && !t->d->v->count.is_time;
     case OP_PUSHF: return !(t->key & KEY_VM) && t->code_size == 8 && g->z->operand_width == 64;
     case OP_STAC:
@@ -30,8 +33,7 @@ static void emit_rdtsc(struct translation *t)
     a_mov_rr(a, 4, H_AX, H_AX);
 }
 
-// The image of RFLAGS, put together from where its bits are; the arithmetic ones are parked. RF and VM read as 0.
-static void emit_pushf(struct translation *t)
+void emit_flags_image(struct translation *t)
 {
     struct asm_buf *a = &t->a;
     const struct { uint64_t at; unsigned bit; } bytes[] = {
@@ -50,7 +52,12 @@ static void emit_pushf(struct translation *t)
         a8(a, bytes[i].bit);
         a_bytes(a, "\x09\xfd", 2);
     }
-    a_store_abs(a, 8, DBT(t, tmp), T0);
+}
+
+static void emit_pushf(struct translation *t)
+{
+    emit_flags_image(t);
+    a_store_abs(&t->a, 8, DBT(t, tmp), T0);
     emit_push(t, 8, PUSH_TMP, 0);
 }
 
@@ -86,6 +93,16 @@ static void emit_sti(struct translation *t, struct ginsn *g, bool last)
     a_store_imm8_abs(a, STATE(t, iflag), 1);
 }
 
+void emit_switch_mode(struct translation *t, uint32_t key, const struct context *to)
+{
+    struct asm_buf *a = &t->a;
+    a_store_abs(a, 8, (uint64_t)&t->d->context->ras_sp, H_SP);
+    a_load_abs(a, 8, H_SP, (uint64_t)&to->ras_sp);
+    a_store_imm32_abs(a, 8, DBT(t, ras_base), (uint32_t)to->ras_base);
+    a_store_imm32_abs(a, 8, DBT(t, context), (uint32_t)(uint64_t)to);
+    a_store_imm32_abs(a, 4, DBT(t, key), key);
+}
+
 // STAC, CLAC: on in the mode that may resp. may not touch user pages, which has a return stack of its own.
 static void emit_ac(struct translation *t, struct ginsn *g)
 {
@@ -103,13 +120,8 @@ static void emit_ac(struct translation *t, struct ginsn *g)
     a8(a, 0x80); // or/and byte [rflags + 2]
     a_abs(a, g->sens == OP_STAC ? 1 : 4, STATE(t, rflags) + 2, 1);
     a8(a, g->sens == OP_STAC ? FL_AC >> 16 : (uint8_t)~(FL_AC >> 16));
-    if (from != to) {
-        a_store_abs(a, 8, (uint64_t)&from->ras_sp, H_SP);
-        a_load_abs(a, 8, H_SP, (uint64_t)&to->ras_sp);
-        a_store_imm32_abs(a, 8, DBT(t, ras_base), (uint32_t)to->ras_base);
-        a_store_imm32_abs(a, 8, DBT(t, context), (uint32_t)(uint64_t)to);
-        a_store_imm32_abs(a, 4, DBT(t, key), key);
-    }
+    if (from != to)
+        emit_switch_mode(t, key, to);
     unsigned exits = b->exit_count;
     t->flags = peek_live(t, next) ? FLAGS_PARKED : FLAGS_DEAD;
     emit_exit_to(t, next);
@@ -124,6 +136,8 @@ void emit_inline(struct translation *t, struct ginsn *g, bool last)
     case OP_STI: emit_sti(t, g, last); break;
     case OP_SWAPGS: emit_swapgs(t); break;
     case OP_PUSHF: emit_pushf(t); break;
+    case OP_SYSCALL: emit_syscall(t, g); break;
+    case OP_SYSRET: emit_sysret(t, g); break;
     case OP_STAC:
     case OP_CLAC: emit_ac(t, g); break;
     default: emit_rdtsc(t); break;

@@ -233,6 +233,8 @@ bool call_returns(const struct translation *t, const struct ginsn *g); // to thi
 uint64_t branch_target(const struct translation *t, const struct ginsn *g); // of a direct near branch
 unsigned branch_size(const struct translation *t, const struct ginsn *g); // operand size of a near branch in bytes
 void emit_exit_to(struct translation *t, uint64_t rip);   // direct exit, chained
+// To the RIP in T0, in the mode of `to`, which is the vCPU's by then. Flags are parked.
+void emit_enter(struct translation *t, const struct context *to);
 void emit_cold_branch(struct translation *t, const struct cold *c); // COLD_CHECK, COLD_LOOKUP
 
 // ---- stack.c: sizes in bytes
@@ -269,6 +271,16 @@ void emit_site(struct translation *t, struct ginsn *g);   // ends the block in a
 // ---- inline.c: hot sensitive instructions without a call
 bool can_inline(const struct translation *t, const struct ginsn *g);
 void emit_inline(struct translation *t, struct ginsn *g, bool last);
+
+void emit_flags_image(struct translation *t); // T0 = RFLAGS, RF and VM read as 0; the arithmetic ones are parked
+// To the mode of `key`, whose context is `to`; RIP comes after.
+void emit_switch_mode(struct translation *t, uint32_t key, const struct context *to);
+
+// ---- syscall.c: SYSCALL and SYSRET between 64-bit modes
+bool can_inline_syscall(const struct translation *t);
+bool can_inline_sysret(const struct translation *t, const struct ginsn *g);
+void emit_syscall(struct translation *t, struct ginsn *g);
+void emit_sysret(struct translation *t, struct ginsn *g);
 
 // ---- decode.c
 // The instruction at p, of which len bytes are there, decoded and classified for the mode of t. False if it goes on behind

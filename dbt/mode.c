@@ -62,6 +62,21 @@ struct context *mode_context(struct dbt *d, uint32_t key)
     return c;
 }
 
+#define SYSCALL_CLEARS (FL_ARITH | FL_TF | FL_IF | FL_DF | FL_AC)
+
+// Fast are those after which neither flags nor modes of translated code depend on what they were before.
+static void update_syscall(struct dbt *d)
+{
+    const struct cpu_state *s = &d->v->s;
+    struct fast_syscall *f = &d->syscall;
+    f->usable = s->efer & EFER_SCE && cpu_long(d->v) && !(s->cr4 & CR4_TSD) && !(SYSCALL_CLEARS & ~s->sfmask);
+    f->keep = ~(s->sfmask | FL_RF) | FL_ONE;
+    if (f->usable && f->star != s->star) {
+        f->star = s->star;
+        cpu_syscall_segments(s->star, f->kernel, f->user);
+    }
+}
+
 void mode_update(struct dbt *d)
 {
     const struct vcpu *v = d->v;
@@ -120,6 +135,7 @@ void mode_update(struct dbt *d)
         d->ras_base = c->ras_base;
         d->ras_sp = c->ras_sp;
     }
+    update_syscall(d);
     d->key = k;
     d->key_gen = v->mode_gen;
 }

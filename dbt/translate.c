@@ -10,7 +10,7 @@
 
 static bool ends_block(const struct translation *t, const struct ginsn *g)
 {
-    if (g->cls == CLASS_INLINE && (g->sens == OP_STAC || g->sens == OP_CLAC))
+    if (g->cls == CLASS_INLINE && (g->sens == OP_STAC || g->sens == OP_CLAC || g->sens == OP_SYSCALL || g->sens == OP_SYSRET))
         return true; // what follows runs in another mode
     if (t->key & KEY_ONE || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return true;

@@ -54,9 +54,10 @@ enum direct_result direct_run(struct direct *d, int worker, struct direct_fault 
 // Behind direct_run(), when the guest's vector registers are live again: loads selectors that user code has loaded. May throw.
 void direct_load_selectors(struct direct *d);
 // Whether a system call of Linux may map memory in a place that its result tells: mmap, brk, mremap, shmat.
+#define DIRECT_MAPPING_CALLS (1u << 9 | 1u << 12 | 1u << 25 | 1u << 30)
 static inline bool direct_may_map(uint64_t number)
 {
-    return number < 32 && ((1u << 9 | 1u << 12 | 1u << 25 | 1u << 30) >> number & 1);
+    return number < 32 && (DIRECT_MAPPING_CALLS >> number & 1);
 }
 // User code has executed SYSCALL for one of those.
 void direct_calls(struct direct *d);

@@ -22,6 +22,7 @@ def wrmsr(msr, low, high=0):
 SYSCALL_MSRS = (wrmsr(0xc0000081, 'GATE + 0x100', '0x00180038') + wrmsr(0xc0000082, 'GATE') + wrmsr(0xc0000083,
         'GATE + 0x80') +
                 wrmsr(0xc0000084, '0x44700'))
+LINUX_MSRS = SYSCALL_MSRS + wrmsr(0xc0000084, '0x257fd5') # as Linux has it: what translated code does without C
 SYSENTER_MSRS = wrmsr(0x174, 'CODE0') + wrmsr(0x175, 'STK0') + wrmsr(0x176, 'GATE')
 
 
@@ -35,6 +36,11 @@ def syscalls(t):
            out=lambda m: {'cx': LAYOUT['SLOT'] + 2, 'r11': 0x44ed7}, oflags=0x8d7 | 0)
     t.case('SYSCALL leaves RSP', 'lu', 'syscall', efer=SCE, setup=SYSCALL_MSRS, rip='GATE', ocs=0x38, oss=0x40,
            out={'cx': LAYOUT['SLOT'] + 2, 'r11': 2, 'sp': LAYOUT['STK']})
+    for flags in (0x8d5, 0x201, 0x400, IF | 0x4000 | DF_ | 0x200894, IF | 0x40044):
+        t.case(f'SYSCALL that clears flags, with {flags:#x}', 'lu', 'syscall', efer=SCE, setup=LINUX_MSRS, flags=flags, rip='GATE', ocs=0x38,
+               oss=0x40, out={'cx': LAYOUT['SLOT'] + 2, 'r11': flags | 2, 'sp': LAYOUT['STK']}, oflags=2)
+    t.case('SYSCALL with other segments than the last', 'lu', 'syscall', efer=SCE,
+           setup=LINUX_MSRS + wrmsr(0xc0000081, 0, '0x00180008'), rip='GATE', ocs=8, oss=0x10, out={'cx': LAYOUT['SLOT'] + 2, 'r11': 2}, oflags=2)
     if t.amd:
         t.case('SYSCALL in compatibility mode', 'c32u', 'syscall', efer=SCE, setup=SYSCALL_MSRS, flags=IF,
                rip='GATE + 0x80', ocs=0x38, oss=0x40,
@@ -50,6 +56,10 @@ def syscalls(t):
            regs={'cx': LAYOUT['SLOT'] + 3, 'r11': 0x3fffff & ~TF & ~0x4000}, rip='.there', ocs=S['CODE64_3'],
            oss=S['DATA3'],
            oflags=0x3fbed7 & ~0x30000 | IF | 0x180000, fmask=0x3f7fd7 & ~0x180000)
+    for flags in (0, 1, 0x800, IF | 0x8d5, DF_ | 0x44, IF | DF_ | 0x3000 | 0x204090, IF | 0x40000):
+        t.case(f'SYSRET to 64-bit code, Linux\' way, with {flags:#x}', 'l', 'o64 sysret\n.there: ud2', efer=SCE, setup=LINUX_MSRS,
+               regs={'cx': LAYOUT['SLOT'] + 3, 'r11': flags}, rip='.there', ocs=S['CODE64_3'], oss=S['DATA3'],
+               oflags=flags | 2, fmask=0x3f7fd7)
     t.case('SYSRET to compatibility mode', 'l c32', 'sysret\n.there: ud2', efer=SCE, setup=SYSCALL_MSRS,
            regs=lambda m: {'cx': LAYOUT['SLOT'] + 2, 'r11': 0x202}, rip='.there', ocs=S['CODE3'], oss=S['DATA3'],
            oflags=lambda m: 0x202 if m.code64 else None, fmask=lambda m: 0x3f7fd7 if m.code64 else 0)
