@@ -1,6 +1,7 @@
 // A byte emitter for the few host instructions the translator makes itself. Guest instructions are re-encoded in
 // dbt/encode.c. Code is written through the writable mapping of the cache and runs from the executable one.
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -40,161 +41,165 @@ static inline void a16(struct asm_buf *a, uint16_t v) { a_bytes(a, &v, 2); }
 static inline void a32(struct asm_buf *a, uint32_t v) { a_bytes(a, &v, 4); }
 static inline void a64(struct asm_buf *a, uint64_t v) { a_bytes(a, &v, 8); }
 
-// REX prefix if needed (or forced), for operand size `size` (8 sets W).
+// An instruction, or what is known of it, is put together in a register and stored at once: byte by byte, every store
+// would wait for the one before it to have moved `p`.
+static inline void a_put(struct asm_buf *a, uint64_t bytes, unsigned n) // the low n of them, at most 8
+{
+    uint8_t *p = a->p;
+    if (a->end - p < 8) { // all 8 are stored
+        a->overflow = 1;
+        return;
+    }
+    memcpy(p, &bytes, 8);
+    a->p = p + n;
+}
+// REX prefix for operand size `size` (8 sets W), 0: none is needed.
+static inline unsigned rex_bits(unsigned size, unsigned reg, unsigned index, unsigned base)
+{
+    unsigned rex = (size == 8 ? 8 : 0) | (reg & 8) >> 1 | (index & 8) >> 2 | (base & 8) >> 3;
+    return rex ? 0x40 | rex : 0;
+}
+static inline unsigned modrm_bits(unsigned mod, unsigned reg, unsigned rm) { return mod << 6 | (reg & 7) << 3 | (rm & 7); }
+// An instruction of n bytes, at most 7, and its REX prefix if that is not 0.
+static inline void a_op(struct asm_buf *a, unsigned rex, uint64_t bytes, unsigned n)
+{
+    if (rex)
+        a_put(a, bytes << 8 | rex, n + 1);
+    else
+        a_put(a, bytes, n);
+}
+// An instruction of one opcode byte on `reg` and the absolute address `addr`, as RIP-relative; `after` bytes of immediate follow.
+static inline void a_op_abs(struct asm_buf *a, unsigned rex, unsigned opcode, unsigned reg, uint64_t addr, unsigned after)
+{
+    uint32_t disp = (uint32_t)(addr - (asm_here(a) + 6 + (rex != 0) + after));
+    a_op(a, rex, opcode | modrm_bits(0, reg, 5) << 8 | (uint64_t)disp << 16, 6);
+}
+
+// REX prefix if needed (or forced).
 static inline void a_rex(struct asm_buf *a, unsigned size, unsigned reg, unsigned index, unsigned base, int force)
 {
-    unsigned rex = (size == 8 ? 8 : 0) | (reg & 8 ? 4 : 0) | (index & 8 ? 2 : 0) | (base & 8 ? 1 : 0);
+    unsigned rex = rex_bits(size, reg, index, base);
     if (rex || force)
         a8(a, 0x40 | rex);
 }
 static inline void a_modrm(struct asm_buf *a, unsigned mod, unsigned reg, unsigned rm)
 {
-    a8(a, mod << 6 | (reg & 7) << 3 | (rm & 7));
+    a8(a, modrm_bits(mod, reg, rm));
 }
-// ModRM (and SIB, displacement) for [base + index*scale + disp]; index -1 for none.
-static inline void a_mem(struct asm_buf *a, unsigned reg, unsigned base, int index, unsigned scale, int32_t disp)
+static inline unsigned scale_bits(unsigned scale) { return scale == 8 ? 3u << 6 : scale == 4 ? 2u << 6 : scale == 2 ? 1u << 6 : 0; }
+// ModRM (and SIB, displacement) for [base + index*scale + disp]; index -1 for none. *n: bytes, at most 6.
+static inline uint64_t mem_bits(unsigned *n, unsigned reg, unsigned base, int index, unsigned scale, int32_t disp)
 {
     unsigned mod = disp == 0 && (base & 7) != H_BP ? 0 : disp >= -128 && disp <= 127 ? 1 : 2;
-    unsigned ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
-    if (index >= 0 || (base & 7) == H_SP) {
-        a_modrm(a, mod, reg, 4);
-        a8(a, ss << 6 | (index >= 0 ? (unsigned)index & 7 : 4) << 3 | (base & 7));
-    } else {
-        a_modrm(a, mod, reg, base);
-    }
-    if (mod == 1)
-        a8(a, (uint8_t)disp);
-    else if (mod == 2)
-        a32(a, (uint32_t)disp);
+    bool sib = index >= 0 || (base & 7) == H_SP;
+    uint64_t bits = modrm_bits(mod, reg, sib ? 4 : base);
+    if (sib)
+        bits |= (scale_bits(scale) | (index >= 0 ? (unsigned)index & 7 : 4) << 3 | (base & 7)) << 8;
+    *n = 1u + sib;
+    bits |= (uint64_t)(uint32_t)disp << 8 * *n;
+    *n += mod == 1 ? 1 : mod == 2 ? 4 : 0;
+    return bits;
+}
+static inline void a_mem(struct asm_buf *a, unsigned reg, unsigned base, int index, unsigned scale, int32_t disp)
+{
+    unsigned n;
+    uint64_t bits = mem_bits(&n, reg, base, index, scale, disp);
+    a_put(a, bits, n);
 }
 // ModRM for the absolute address `addr` as RIP-relative; `after` bytes of immediate follow.
 static inline void a_abs(struct asm_buf *a, unsigned reg, uint64_t addr, unsigned after)
 {
-    a_modrm(a, 0, reg, 5);
-    a32(a, (uint32_t)(addr - (asm_here(a) + 4 + after)));
+    a_put(a, modrm_bits(0, reg, 5) | (uint64_t)(uint32_t)(addr - (asm_here(a) + 5 + after)) << 8, 5);
 }
 // ModRM for [addr + index*8], addr below 2 GiB.
 static inline void a_table(struct asm_buf *a, unsigned reg, uint64_t addr, unsigned index)
 {
-    a_modrm(a, 0, reg, 4);
-    a8(a, 3u << 6 | (index & 7) << 3 | 5);
-    a32(a, (uint32_t)addr);
+    a_put(a, modrm_bits(0, reg, 4) | (3u << 6 | (index & 7) << 3 | 5) << 8 | (addr & 0xffffffff) << 16, 6);
 }
-
 // ModRM for [addr], addr below 2 GiB.
 static inline void a_low(struct asm_buf *a, unsigned reg, uint64_t addr)
 {
-    a_modrm(a, 0, reg, 4);
-    a8(a, 0x25);
-    a32(a, (uint32_t)addr);
+    a_put(a, modrm_bits(0, reg, 4) | 0x25 << 8 | (addr & 0xffffffff) << 16, 6);
 }
 
 static inline void a_mov_rr(struct asm_buf *a, unsigned size, unsigned dst, unsigned src)
 {
-    a_rex(a, size, src, 0, dst, 0);
-    a8(a, 0x89);
-    a_modrm(a, 3, src, dst);
+    a_op(a, rex_bits(size, src, 0, dst), 0x89 | modrm_bits(3, src, dst) << 8, 2);
 }
 static inline void a_load_abs(struct asm_buf *a, unsigned size, unsigned dst, uint64_t addr)
 {
-    a_rex(a, size, dst, 0, 0, 0);
-    a8(a, 0x8b);
-    a_abs(a, dst, addr, 0);
+    a_op_abs(a, rex_bits(size, dst, 0, 0), 0x8b, dst, addr, 0);
 }
 static inline void a_store_abs(struct asm_buf *a, unsigned size, uint64_t addr, unsigned src)
 {
-    a_rex(a, size, src, 0, 0, 0);
-    a8(a, 0x89);
-    a_abs(a, src, addr, 0);
+    a_op_abs(a, rex_bits(size, src, 0, 0), 0x89, src, addr, 0);
 }
 static inline void a_store_imm8_abs(struct asm_buf *a, uint64_t addr, uint8_t imm)
 {
-    a8(a, 0xc6);
-    a_abs(a, 0, addr, 1);
+    a_op_abs(a, 0, 0xc6, 0, addr, 1);
     a8(a, imm);
 }
 static inline void a_store_imm32_abs(struct asm_buf *a, unsigned size, uint64_t addr, uint32_t imm)
 {
-    a_rex(a, size, 0, 0, 0, 0);
-    a8(a, 0xc7);
-    a_abs(a, 0, addr, 4);
+    a_op_abs(a, rex_bits(size, 0, 0, 0), 0xc7, 0, addr, 4);
     a32(a, imm);
 }
 static inline void a_inc_abs(struct asm_buf *a, uint64_t addr) // inc qword [addr]: changes flags
 {
-    a_bytes(a, "\x48\xff", 2);
-    a_abs(a, 0, addr, 0);
+    a_op_abs(a, 0x48, 0xff, 0, addr, 0);
+}
+// An instruction of one opcode byte on `reg` and [addr + index*8], addr below 2 GiB.
+static inline void a_op_table(struct asm_buf *a, unsigned opcode, unsigned reg, uint64_t addr, unsigned index)
+{
+    a_op(a, rex_bits(8, reg, index, 0), opcode | modrm_bits(0, reg, 4) << 8 | (3u << 6 | (index & 7) << 3 | 5) << 16 | (addr & 0xffffffff) << 24, 7);
 }
 static inline void a_load_table(struct asm_buf *a, unsigned dst, uint64_t addr, unsigned index)
 {
-    a_rex(a, 8, dst, index, 0, 0);
-    a8(a, 0x8b);
-    a_table(a, dst, addr, index);
+    a_op_table(a, 0x8b, dst, addr, index);
 }
 static inline void a_lea(struct asm_buf *a, unsigned size, unsigned dst, unsigned base, int index, unsigned scale, int32_t disp)
 {
-    a_rex(a, size, dst, index >= 0 ? (unsigned)index : 0, base, 0);
-    a8(a, 0x8d);
-    a_mem(a, dst, base, index, scale, disp);
+    unsigned n;
+    uint64_t mem = mem_bits(&n, dst, base, index, scale, disp);
+    a_op(a, rex_bits(size, dst, index >= 0 ? (unsigned)index : 0, base), 0x8d | mem << 8, 1 + n);
 }
 // LEA without a base: [index*scale + disp32].
 static inline void a_lea_index(struct asm_buf *a, unsigned size, unsigned dst, unsigned index, unsigned scale, int32_t disp)
 {
-    unsigned ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
-    a_rex(a, size, dst, index, 0, 0);
-    a8(a, 0x8d);
-    a_modrm(a, 0, dst, 4);
-    a8(a, ss << 6 | (index & 7) << 3 | 5);
-    a32(a, (uint32_t)disp);
+    unsigned sib = scale_bits(scale) | (index & 7) << 3 | 5;
+    a_op(a, rex_bits(size, dst, index, 0), 0x8d | modrm_bits(0, dst, 4) << 8 | sib << 16 | (uint64_t)(uint32_t)disp << 24, 7);
 }
 // Shortest MOV of a constant to the whole register; flags untouched.
 static inline void a_mov_imm(struct asm_buf *a, unsigned dst, uint64_t imm)
 {
     if (imm <= UINT32_MAX) {
-        a_rex(a, 4, 0, 0, dst, 0);
-        a8(a, 0xb8 | (dst & 7));
-        a32(a, (uint32_t)imm);
+        a_op(a, rex_bits(4, 0, 0, dst), 0xb8 | (dst & 7) | imm << 8, 5);
     } else if ((int64_t)imm == (int32_t)imm) {
-        a_rex(a, 8, 0, 0, dst, 0);
-        a8(a, 0xc7);
-        a_modrm(a, 3, 0, dst);
-        a32(a, (uint32_t)imm);
+        a_op(a, rex_bits(8, 0, 0, dst), 0xc7 | modrm_bits(3, 0, dst) << 8 | imm << 16, 6);
     } else {
-        a_rex(a, 8, 0, 0, dst, 0);
-        a8(a, 0xb8 | (dst & 7));
+        a_op(a, rex_bits(8, 0, 0, dst), 0xb8 | (dst & 7), 1);
         a64(a, imm);
     }
 }
 // op: 0 ADD 1 OR 4 AND 5 SUB 7 CMP, register with immediate
 static inline void a_alu_imm(struct asm_buf *a, unsigned size, unsigned op, unsigned reg, int32_t imm)
 {
-    a_rex(a, size, 0, 0, reg, 0);
-    a8(a, imm >= -128 && imm <= 127 ? 0x83 : 0x81);
-    a_modrm(a, 3, op, reg);
-    if (imm >= -128 && imm <= 127)
-        a8(a, (uint8_t)imm);
-    else
-        a32(a, (uint32_t)imm);
+    bool is_short = imm >= -128 && imm <= 127;
+    a_op(a, rex_bits(size, 0, 0, reg), (is_short ? 0x83 : 0x81) | modrm_bits(3, op, reg) << 8 | (uint64_t)(uint32_t)imm << 16, is_short ? 3 : 6);
 }
 static inline void a_movzx16(struct asm_buf *a, unsigned dst, unsigned src)
 {
-    a_rex(a, 4, dst, 0, src, 0);
-    a8(a, 0x0f);
-    a8(a, 0xb7);
-    a_modrm(a, 3, dst, src);
+    a_op(a, rex_bits(4, dst, 0, src), 0xb70f | modrm_bits(3, dst, src) << 16, 3);
 }
 // Jumps return the address of their rel32, to be given to a_patch().
 static inline uint8_t *a_jmp(struct asm_buf *a)
 {
-    a8(a, 0xe9);
-    a32(a, 0);
+    a_put(a, 0xe9, 5);
     return a->p - 4;
 }
 static inline uint8_t *a_jcc(struct asm_buf *a, unsigned cc)
 {
-    a8(a, 0x0f);
-    a8(a, 0x80 | cc);
-    a32(a, 0);
+    a_put(a, 0x800f | cc << 8, 6);
     return a->p - 4;
 }
 static inline void a_patch(struct asm_buf *a, uint8_t *rel32)
@@ -206,17 +211,13 @@ static inline void a_patch(struct asm_buf *a, uint8_t *rel32)
 }
 static inline void a_jmp_to(struct asm_buf *a, uint64_t target)
 {
-    a8(a, 0xe9);
-    a32(a, (uint32_t)(target - (asm_here(a) + 4)));
+    a_put(a, 0xe9 | (uint64_t)(uint32_t)(target - (asm_here(a) + 5)) << 8, 5);
 }
 static inline void a_call_to(struct asm_buf *a, uint64_t target)
 {
-    a8(a, 0xe8);
-    a32(a, (uint32_t)(target - (asm_here(a) + 4)));
+    a_put(a, 0xe8 | (uint64_t)(uint32_t)(target - (asm_here(a) + 5)) << 8, 5);
 }
 static inline void a_jcc_to(struct asm_buf *a, unsigned cc, uint64_t target)
 {
-    a8(a, 0x0f);
-    a8(a, 0x80 | cc);
-    a32(a, (uint32_t)(target - (asm_here(a) + 4)));
+    a_put(a, 0x800f | cc << 8 | (uint64_t)(uint32_t)(target - (asm_here(a) + 6)) << 16, 6);
 }

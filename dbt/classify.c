@@ -173,7 +173,7 @@ static bool is_plain_for_user(const struct ginsn *g)
 
 void classify(struct translation *t, struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     g->cls = CLASS_PLAIN;
     g->sens = 0;
     if (z->meta.category == ZYDIS_CATEGORY_COND_BR && z->mnemonic != ZYDIS_MNEMONIC_XBEGIN)
@@ -241,7 +241,7 @@ void classify(struct translation *t, struct ginsn *g)
 
 void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *in)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     struct fields f = insn_fields(g);
     *in = (struct insn){.op = g->sens, .len = z->length, .op_size = (uint8_t)(z->operand_width / 8),
                         .addr_size = (uint8_t)(z->address_width / 8), .reg = (uint8_t)f.reg, .rm = (uint8_t)f.rm,
@@ -260,11 +260,11 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
         in->disp = ea.disp;
     } else if (z->raw.modrm.offset && z->raw.modrm.mod != 3) { // INVLPG: an address without an access
         for (unsigned i = 0; i < z->operand_count; i++) {
-            const ZydisDecodedOperand *o = &g->op[i];
+            const struct operand *o = &g->op[i];
             if (o->type != ZYDIS_OPERAND_TYPE_MEMORY)
                 continue;
             in->is_mem = 1;
-            in->disp = o->mem.disp.has_displacement ? g->disp : 0;
+            in->disp = o->mem.has_displacement ? g->disp : 0;
             if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
                 in->disp += (int64_t)(g->rip + z->length);
             else if (o->mem.base != ZYDIS_REGISTER_NONE)
@@ -277,7 +277,7 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
         }
     }
     for (unsigned i = 0; i < z->raw.prefix_count; i++) {
-        uint8_t p = z->raw.prefixes[i].value;
+        uint8_t p = g->bytes[i];
         if (p == 0xf2 || p == 0xf3)
             in->rep = p;
         else if (p == 0xf0)
@@ -316,7 +316,7 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
         }
         break;
     case OP_BAD_BRANCH: in->imm = z->mnemonic == ZYDIS_MNEMONIC_CALL ? branch_size(t, g) : 0; break;
-    case OP_ENTER: in->imm = (z->raw.imm[0].value.u & 0xffff) | (z->raw.imm[1].value.u & 0xff) << 16; break;
+    case OP_ENTER: in->imm = (g->imm & 0xffff) | (uint64_t)g->bytes[z->raw.imm[1].offset] << 16; break;
     case OP_INT: in->imm &= 0xff; break;
     case OP_AAM:
     case OP_AAD: in->imm &= 0xff; break;
@@ -341,9 +341,9 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
 // Index width and element width are in the name: VPGATHERdQ, VGATHERqPS.
 static void fill_gather(const struct ginsn *g, struct insn *in, struct gather *x)
 {
-    const ZydisDecodedOperand *mem = NULL, *data = NULL, *mask = NULL;
+    const struct operand *mem = NULL, *data = NULL, *mask = NULL;
     for (unsigned i = 0; i < g->z->operand_count; i++) {
-        const ZydisDecodedOperand *o = &g->op[i];
+        const struct operand *o = &g->op[i];
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = o;
         else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
@@ -356,7 +356,7 @@ static void fill_gather(const struct ginsn *g, struct insn *in, struct gather *x
         return;
     x->evex = g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
     x->scatter = (g->z->opcode & 0xf0) == 0xa0;
-    unsigned prefix = x->evex ? g->z->raw.evex.offset : g->z->raw.vex.offset;
+    unsigned prefix = x->evex ? g->z->raw.evex_offset : g->z->raw.vex_offset;
     x->element = g->bytes[prefix + 2] & 0x80 ? 8 : 4; // VEX.W and EVEX.W are both bit 7 of that byte
     x->index_size = g->z->opcode & 1 ? 8 : 4;
     x->vector = (uint8_t)(g->z->avx.vector_length / 8);

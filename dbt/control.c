@@ -379,7 +379,7 @@ unsigned branch_size(const struct translation *t, const struct ginsn *g)
     if (t->code_size != 8)
         return g->z->operand_width / 8u;
     // Intel's processors ignore 66 in 64-bit code, AMD's don't (SDM 2A JMP, APM 3 "near branches in 64-bit mode").
-    bool small = g->z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE && !g->z->raw.rex.W && cpu_model_is_amd(t->d->v->model);
+    bool small = g->z->has_operandsize && !g->z->raw.rex.W && cpu_model_is_amd(t->d->v->model);
     return small ? 2 : 8;
 }
 

@@ -21,7 +21,7 @@ void cannot_decode(struct translation *t, struct ginsn *g, unsigned op)
     struct decoding *own = g->own;
     memset(&own->z, 0, sizeof own->z);
     own->z.length = 1;
-    own->z.machine_mode = t->decoder[mode_index(t)].machine_mode;
+    own->z.machine_mode = (uint8_t)t->decoder[mode_index(t)].machine_mode;
     own->z.operand_width = 32;
     own->z.address_width = 32;
     g->z = &own->z;
@@ -114,48 +114,188 @@ static struct decoded *form_at(struct translation *t, struct head h)
 // The numbers, from the bytes.
 static void take_numbers(struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     g->disp = z->raw.disp.size ? (int64_t)number(g->bytes + z->raw.disp.offset, z->raw.disp.size, true) : 0;
     g->imm = z->raw.imm[0].size ? number(g->bytes + z->raw.imm[0].offset, z->raw.imm[0].size, z->raw.imm[0].is_signed) : 0;
 }
 
-// The numbers of what was just decoded: a displacement may be scaled (EVEX).
-static void own_numbers(struct ginsn *g)
+// The memory operand, once the numbers are there.
+static void take_operand(struct ginsn *g)
 {
-    g->disp = g->z->raw.disp.value;
-    g->imm = g->z->raw.imm[0].value.u;
-    for (unsigned i = 0; i < g->z->operand_count; i++)
-        if (g->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && g->op[i].mem.disp.has_displacement)
-            g->disp = g->op[i].mem.disp.value;
+    const struct brief *z = g->z;
+    g->has_ea = z->mem.exists;
+    if (!g->has_ea)
+        return;
+    g->ea = (struct ea){.base = z->mem.base, .index = z->mem.index, .scale = z->mem.scale, .addr_size = z->address_width / 8,
+                        .sreg = z->mem.sreg, .disp = z->mem.has_displacement ? g->disp : 0};
+    if (z->mem.rip_relative)
+        g->ea.disp += (int64_t)(g->rip + z->length);
+    g->ea_size = z->mem.size;
+    g->ea_read = z->mem.read;
+    g->ea_write = z->mem.write;
 }
 
-// Keeps what was decoded, if constraint 2 holds. What the block at hand refers to stays.
-static struct decoded *form_keep(struct translation *t, struct head head, const struct ginsn *g)
+static struct fields find_fields(const struct brief *z, const uint8_t *bytes)
 {
-    const ZydisDecodedInstruction *z = g->z;
-    struct decoded *f = form_at(t, head);
+    bool rex = false;
+    unsigned r = 0, b = 0, v = 0;
+    switch (z->encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+        rex = z->has_rex;
+        r = rex ? z->raw.rex.R : 0;
+        b = rex ? z->raw.rex.B : 0;
+        break;
+    case ZYDIS_INSTRUCTION_ENCODING_VEX: {
+        const uint8_t *p = bytes + z->raw.vex_offset;
+        r = !(p[1] & 0x80);
+        b = p[0] == 0xc4 ? !(p[1] & 0x20) : 0;
+        v = (p[0] == 0xc4 ? ~p[2] >> 3 : ~p[1] >> 3) & 15;
+        break;
+    }
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX: {
+        const uint8_t *p = bytes + z->raw.evex_offset;
+        r = !(p[1] & 0x80);
+        b = !(p[1] & 0x20);
+        v = (~p[2] >> 3) & 15;
+        break;
+    }
+    default: break;
+    }
+    if (z->machine_mode != ZYDIS_MACHINE_MODE_LONG_64) {
+        r = b = 0;
+        v &= 7;
+    }
+    return (struct fields){.reg = (uint8_t)(z->raw.modrm.reg | r << 3), .rm = (uint8_t)(z->raw.modrm.rm | b << 3),
+                           .opreg = (uint8_t)((z->opcode & 7u) | b << 3), .vreg = (uint8_t)v, .rex = rex};
+}
+
+static int8_t reg_number(unsigned r)
+{
+    return (int8_t)(gpr_is(r) ? gpr_number(r) : (unsigned)ZydisRegisterGetId((ZydisRegister)r) & 15);
+}
+
+static void find_memory_operand(struct brief *z, const struct operand *op)
+{
+    static const uint8_t seg[] = {SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
+    for (unsigned i = 0; i < z->operand_count; i++) {
+        const struct operand *o = &op[i];
+        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
+            continue;
+        z->mem.exists = true;
+        z->mem.base = z->mem.index = -1;
+        z->mem.scale = o->mem.scale ? o->mem.scale : 1;
+        z->mem.has_displacement = o->mem.has_displacement;
+        if (z->raw.sib.offset && z->raw.modrm.mod == 0 && z->raw.sib.base == 5)
+            z->mem.has_displacement = true; // and no base, whatever REX.B and the address size say (SDM vol. 2, table 2-3)
+        else if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
+            z->mem.rip_relative = true;
+        else if (o->mem.base != ZYDIS_REGISTER_NONE)
+            z->mem.base = reg_number(o->mem.base);
+        if (o->mem.index != ZYDIS_REGISTER_NONE)
+            z->mem.index = reg_number(o->mem.index);
+        unsigned s = (unsigned)(o->mem.segment - ZYDIS_REGISTER_ES);
+        z->mem.sreg = s < 6 ? seg[s] : SEG_DS;
+        z->mem.size = o->size / 8;
+        z->mem.read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+        z->mem.write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+        return;
+    }
+}
+
+static struct operand abridged_operand(const ZydisDecodedOperand *o)
+{
+    struct operand b = {.type = (uint8_t)o->type, .encoding = (uint8_t)o->encoding, .visibility = (uint8_t)o->visibility,
+                        .actions = o->actions, .size = o->size};
+    switch (o->type) {
+    case ZYDIS_OPERAND_TYPE_REGISTER: b.reg.value = (uint16_t)o->reg.value; break;
+    case ZYDIS_OPERAND_TYPE_MEMORY:
+        b.mem.type = (uint8_t)o->mem.type;
+        b.mem.scale = o->mem.scale;
+        b.mem.segment = (uint16_t)o->mem.segment;
+        b.mem.base = (uint16_t)o->mem.base;
+        b.mem.index = (uint16_t)o->mem.index;
+        b.mem.has_displacement = o->mem.disp.has_displacement;
+        break;
+    case ZYDIS_OPERAND_TYPE_POINTER:
+        b.ptr.segment = o->ptr.segment;
+        b.ptr.offset = o->ptr.offset;
+        break;
+    default: break;
+    }
+    return b;
+}
+
+static void abridge(struct decoding *d, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op, const uint8_t *bytes)
+{
+    memset(d, 0, sizeof *d);
+    d->z = (struct brief){
+        .mnemonic = (uint16_t)z->mnemonic, .length = z->length, .opcode = z->opcode, .opcode_map = (uint8_t)z->opcode_map,
+        .encoding = (uint8_t)z->encoding, .machine_mode = (uint8_t)z->machine_mode, .operand_width = z->operand_width,
+        .address_width = z->address_width, .operand_count = z->operand_count, .operand_count_visible = z->operand_count_visible,
+        .has_rex = z->attributes & ZYDIS_ATTRIB_HAS_REX, .has_operandsize = z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE,
+        .meta = {(uint8_t)z->meta.category, (uint8_t)z->meta.isa_ext, (uint8_t)z->meta.branch_type, (uint16_t)z->meta.isa_set},
+        .avx = {z->avx.vector_length, (uint16_t)z->avx.mask.reg, (uint8_t)z->avx.mask.mode},
+        .raw = {.prefix_count = z->raw.prefix_count, .rex = {z->raw.rex.W, z->raw.rex.R, z->raw.rex.X, z->raw.rex.B},
+                .vex_offset = z->raw.vex.offset, .evex_offset = z->raw.evex.offset,
+                .modrm = {z->raw.modrm.mod, z->raw.modrm.reg, z->raw.modrm.rm, z->raw.modrm.offset},
+                .sib = {z->raw.sib.base, z->raw.sib.offset}, .disp = {z->raw.disp.size, z->raw.disp.offset},
+                .imm = {{z->raw.imm[0].size, z->raw.imm[0].offset, z->raw.imm[0].is_signed},
+                        {z->raw.imm[1].size, z->raw.imm[1].offset, z->raw.imm[1].is_signed}}},
+    };
+    const ZydisAccessedFlags *f = z->cpu_flags;
+    if (f) {
+        d->z.flags.tested = f->tested & FL_ARITH;
+        d->z.flags.written = (f->modified | f->set_0 | f->set_1) & FL_ARITH;
+        d->z.flags.undefined = f->undefined & FL_ARITH;
+    }
+    for (unsigned i = 0; i < z->raw.prefix_count; i++)
+        if (z->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY)
+            d->z.raw.mandatory |= (uint16_t)(1 << i);
+    for (unsigned i = 0; i < z->operand_count; i++) {
+        struct operand *o = &d->op[i];
+        *o = abridged_operand(&op[i]);
+        if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE && gpr_is(o->reg.value))
+            d->z.gpr_written |= (uint16_t)(1 << gpr_number(o->reg.value));
+    }
+    d->z.fields = find_fields(&d->z, bytes);
+    find_memory_operand(&d->z, d->op);
+    if (d->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+        legacy_lead(&d->z, bytes);
+}
+
+// Whether constraint 2 holds.
+static bool may_be_kept(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op, unsigned head)
+{
     bool immediate = false;
     if (z->raw.imm[1].size || z->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW || z->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
-        head_bytes(head) + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS ||
-        (f->head.high && f->block == t->block_number))
-        return NULL;
+        head + z->raw.disp.size / 8 + z->raw.imm[0].size / 8 != z->length || z->operand_count > FORM_OPERANDS)
+        return false;
     for (unsigned i = 0; i < z->operand_count; i++) {
-        const ZydisDecodedOperand *o = &g->op[i];
+        const ZydisDecodedOperand *o = &op[i];
         if (o->encoding == ZYDIS_OPERAND_ENCODING_IS4 || o->type == ZYDIS_OPERAND_TYPE_POINTER)
-            return NULL;
+            return false;
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->mem.disp.has_displacement && o->mem.disp.value != z->raw.disp.value)
-            return NULL;
+            return false;
         // Without bytes of its own it is the one that D0 and D1 shift by.
         if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && o->encoding != ZYDIS_OPERAND_ENCODING_NONE && z->raw.imm[0].size) {
             if (immediate || o->imm.value.u != z->raw.imm[0].value.u)
-                return NULL;
+                return false;
             immediate = true;
         }
     }
+    return true;
+}
+
+// Keeps what was decoded. What the block at hand refers to stays: null.
+static struct decoded *form_keep(struct translation *t, struct head head, const struct decoding *d)
+{
+    struct decoded *f = form_at(t, head);
+    if (f->head.high && f->block == t->block_number)
+        return NULL;
     f->head = head;
     f->block = t->block_number;
-    f->z = *z;
-    memcpy(f->op, g->op, sizeof g->op[0] * z->operand_count);
+    f->z = d->z;
+    memcpy(f->op, d->op, sizeof f->op);
     return f;
 }
 
@@ -171,26 +311,34 @@ static bool make_head(const struct translation *t, const uint8_t bytes[16], unsi
     return true;
 }
 
-// Most of a look-up is waiting for memory: this asks for the forms of all instructions whose length is quickly told at once.
-void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
+// Decodes g->bytes into g->own. *keep, unless null: whether that may be kept, for a head of so many bytes.
+static ZyanStatus decode_fully(const ZydisDecoder *decoder, struct ginsn *g, unsigned len, unsigned head, bool *keep)
 {
-    struct peeked k;
-    for (unsigned i = 0; i < 24 && len >= 16; i++) {
-        uint8_t bytes[16];
-        struct head head;
-        memcpy(bytes, p, 16);
-        if (!peek_quickly(t, bytes, 16, &k))
-            break;
-        if (make_head(t, bytes, MAX_LENGTH, &head)) {
-            const uint8_t *f = (const uint8_t *)form_at(t, head);
-            for (unsigned line = 0; line < sizeof(struct decoded); line += 64)
-                __builtin_prefetch(f + line);
-        }
-        if (k.ends && bytes[0] != 0xe8 && (bytes[0] & 0xf0) != 0x70 && !(bytes[0] == 0x0f && (bytes[1] & 0xf0) == 0x80))
-            break; // what may go on: CALL, Jcc
-        p += k.length;
-        len -= k.length;
-    }
+    ZydisDecoderContext context;
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    ZyanStatus status = ZydisDecoderDecodeInstruction(decoder, &context, g->bytes, len, &z);
+    if (ZYAN_SUCCESS(status))
+        status = ZydisDecoderDecodeOperands(decoder, &context, &z, op, z.operand_count);
+    if (ZYAN_FAILED(status))
+        return status;
+    abridge(g->own, &z, op, g->bytes);
+    g->z = &g->own->z;
+    g->op = g->own->op;
+    g->disp = z.raw.disp.value;
+    g->imm = z.raw.imm[0].value.u;
+    for (unsigned i = 0; i < z.operand_count; i++)
+        if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && op[i].mem.disp.has_displacement)
+            g->disp = op[i].mem.disp.value; // scaled (EVEX)
+    take_operand(g);
+    if (keep)
+        *keep = head && may_be_kept(&z, op, head);
+    return status;
+}
+
+ZyanStatus decode_alone(const ZydisDecoder *decoder, struct ginsn *g, unsigned len)
+{
+    return decode_fully(decoder, g, len, 0, NULL);
 }
 
 bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
@@ -203,7 +351,7 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
         g->bytes[15] = 0;
     } else {
         memcpy(g->bytes, p, len);
-        memset(g->bytes + len, 0, sizeof g->bytes - len);
+        memset(g->bytes + len, 0, 16 - len);
     }
     g->rip = rip;
     if (make_head(t, g->bytes, len, &head)) {
@@ -213,7 +361,7 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
             g->z = &f->z;
             g->op = f->op;
             take_numbers(g);
-            mem_find_operand(g);
+            take_operand(g);
             if (f->key == t->key) {
                 g->cls = f->cls;
                 g->sens = f->sens;
@@ -223,22 +371,16 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
         }
         f = NULL;
     }
-    ZydisDecoderContext context;
-    ZydisDecoder *decoder = &t->decoder[mode_index(t)];
-    struct decoding *own = g->own;
-    ZyanStatus status = ZydisDecoderDecodeInstruction(decoder, &context, g->bytes, len, &own->z);
+    bool keep;
+    ZyanStatus status = decode_fully(&t->decoder[mode_index(t)], g, len, head_bytes(head), &keep);
     if (status == ZYDIS_STATUS_NO_MORE_DATA && len < MAX_LENGTH)
         return false;
-    if (ZYAN_FAILED(status) || ZYAN_FAILED(ZydisDecoderDecodeOperands(decoder, &context, &own->z, own->op, own->z.operand_count))) {
+    if (ZYAN_FAILED(status)) {
         cannot_decode(t, g, status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || status == ZYDIS_STATUS_NO_MORE_DATA ? OP_GP0 : OP_UD);
         return true;
     }
-    g->z = &own->z;
-    g->op = own->op;
-    own_numbers(g);
-    mem_find_operand(g);
-    if (head_bytes(head))
-        f = form_keep(t, head, g);
+    if (keep)
+        f = form_keep(t, head, g->own);
 classify:
     classify(t, g);
     if (f) {

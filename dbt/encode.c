@@ -2,52 +2,14 @@
 // replaced. There is no model of what an instruction does here, only of how it is encoded (SDM volume 2, chapter 2).
 #include "dbt/internal.h"
 
-static bool is_gpr(const ZydisDecodedOperand *o)
+static bool is_gpr(const struct operand *o)
 {
     return o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_is(o->reg.value);
 }
 
-struct fields insn_fields(const struct ginsn *g)
-{
-    const ZydisDecodedInstruction *z = g->z;
-    struct fields f = {0};
-    unsigned r = 0, b = 0, v = 0;
-    switch (z->encoding) {
-    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
-        f.rex = z->attributes & ZYDIS_ATTRIB_HAS_REX;
-        r = f.rex ? z->raw.rex.R : 0;
-        b = f.rex ? z->raw.rex.B : 0;
-        break;
-    case ZYDIS_INSTRUCTION_ENCODING_VEX: {
-        const uint8_t *p = g->bytes + z->raw.vex.offset;
-        r = !(p[1] & 0x80);
-        b = p[0] == 0xc4 ? !(p[1] & 0x20) : 0;
-        v = (p[0] == 0xc4 ? ~p[2] >> 3 : ~p[1] >> 3) & 15;
-        break;
-    }
-    case ZYDIS_INSTRUCTION_ENCODING_EVEX: {
-        const uint8_t *p = g->bytes + z->raw.evex.offset;
-        r = !(p[1] & 0x80);
-        b = !(p[1] & 0x20);
-        v = (~p[2] >> 3) & 15;
-        break;
-    }
-    default: break;
-    }
-    if (z->machine_mode != ZYDIS_MACHINE_MODE_LONG_64) {
-        r = b = 0;
-        v &= 7;
-    }
-    f.reg = z->raw.modrm.reg | r << 3;
-    f.rm = z->raw.modrm.rm | b << 3;
-    f.opreg = (z->opcode & 7u) | b << 3;
-    f.vreg = v;
-    return f;
-}
-
 static unsigned tail_offset(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     if (z->raw.modrm.offset)
         return z->raw.modrm.offset + 1u + (z->raw.sib.offset ? 1u : 0u) + z->raw.disp.size / 8u;
     return z->raw.imm[0].size ? z->raw.imm[0].offset : z->length;
@@ -56,50 +18,44 @@ static unsigned tail_offset(const struct ginsn *g)
 static unsigned plain_index(const struct translation *t) { return t->plain.index < 0 ? 0 : (unsigned)t->plain.index; }
 static unsigned plain_base(const struct translation *t) { return t->plain.base < 0 ? 0 : (unsigned)t->plain.base; }
 
+// ModRM and what follows it.
 static void emit_rm(struct translation *t, const struct ginsn *g, const struct enc *e, unsigned reg, unsigned rm)
 {
     struct asm_buf *a = &t->a;
-    unsigned tail = tail_offset(g);
+    unsigned tail = tail_offset(g), n = g->z->length - tail;
     switch (e->mem) {
-    case ENC_NONE: a_modrm(a, 3, reg, rm); break;
-    case ENC_T1T0: // [rdi + rbp]
-        a_modrm(a, 0, reg, 4);
-        a8(a, 0 << 6 | (T0 & 7) << 3 | (T1 & 7));
-        break;
+    case ENC_NONE: a_put(a, modrm_bits(3, reg, rm), 1); break;
+    case ENC_T1T0: a_put(a, modrm_bits(0, reg, 4) | (0 << 6 | (T0 & 7) << 3 | (T1 & 7)) << 8, 2); break; // [rdi + rbp]
     case ENC_BASED: // [rdi + base + disp32]
-        a_modrm(a, 2, reg, 4);
-        a8(a, (t->based_on & 7) << 3 | (T1 & 7));
-        a32(a, (uint32_t)t->based_disp);
+        a_put(a, modrm_bits(2, reg, 4) | ((t->based_on & 7) << 3 | (T1 & 7)) << 8 | (uint64_t)(uint32_t)t->based_disp << 16, 6);
         break;
-    case ENC_T1: a_modrm(a, 0, reg, T1); break;
+    case ENC_T1: a_put(a, modrm_bits(0, reg, T1), 1); break;
     case ENC_PLAIN: plain_modrm(a, reg, &t->plain, g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX); break;
-    case ENC_ABS: a_abs(a, reg, e->abs, g->z->length - tail); break;
+    case ENC_ABS: a_abs(a, reg, e->abs, n); break;
     }
-    uint8_t rest[16];
-    unsigned n = g->z->length - tail;
-    memcpy(rest, g->bytes + tail, n);
+    if (!n)
+        return;
+    uint64_t rest; // at most 8 bytes
+    memcpy(&rest, g->bytes + tail, 8);
     for (unsigned i = 0; i < g->z->operand_count && t->code_size != 8; i++)
-        if (n && g->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
-            rest[n - 1] &= 0x7f; // bit 7 of the register number is ignored outside 64-bit mode
-    a_bytes(a, rest, n);
+        if (g->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+            rest &= ~(0x80ull << 8 * (n - 1)); // bit 7 of the register number is ignored outside 64-bit mode
+    a_put(a, rest, n);
 }
 
-static void encode_legacy(struct translation *t, const struct ginsn *g, const struct enc *e)
+void legacy_lead(struct brief *z, const uint8_t *bytes)
 {
-    struct asm_buf *a = &t->a;
-    const ZydisDecodedInstruction *z = g->z;
-    struct fields f = insn_fields(g);
     bool opsize = false, lock = false;
     unsigned mandatory = 0, rep = 0;
     for (unsigned i = 0; i < z->raw.prefix_count; i++) {
-        uint8_t p = z->raw.prefixes[i].value;
+        uint8_t p = bytes[i];
         if (p == 0x66)
             opsize = true;
         else if (p == 0xf0)
             lock = true;
         else if (p == 0xf2 || p == 0xf3) {
             rep = p;
-            if (z->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY)
+            if (z->raw.mandatory >> i & 1)
                 mandatory = p;
         }
     }
@@ -115,14 +71,25 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
         break;
     default: vector = z->mnemonic != ZYDIS_MNEMONIC_CRC32 && z->mnemonic != ZYDIS_MNEMONIC_POPCNT; break;
     }
+    uint8_t lead[4] = {0};
+    unsigned n = 0;
     if (vector ? opsize : z->operand_width == 16)
-        a8(a, 0x66);
+        lead[n++] = 0x66;
     if (lock)
-        a8(a, 0xf0);
+        lead[n++] = 0xf0;
     if (mandatory)
-        a8(a, mandatory);
-    else if (rep && z->mnemonic != ZYDIS_MNEMONIC_NOP && (lock || rep == 0xf3) && z->mnemonic == ZYDIS_MNEMONIC_PAUSE)
-        a8(a, rep);
+        lead[n++] = (uint8_t)mandatory;
+    else if (rep && z->mnemonic == ZYDIS_MNEMONIC_PAUSE && (lock || rep == 0xf3))
+        lead[n++] = (uint8_t)rep;
+    memcpy(&z->lead, lead, sizeof lead);
+    z->lead_size = (uint8_t)n;
+}
+
+static void encode_legacy(struct translation *t, const struct ginsn *g, const struct enc *e)
+{
+    struct asm_buf *a = &t->a;
+    const struct brief *z = g->z;
+    struct fields f = insn_fields(g);
     unsigned opcode = z->opcode ^ (e->flip ? 2 : 0);
     bool modrm = z->raw.modrm.offset;
     unsigned reg = e->reg >= 0 ? (unsigned)e->reg : f.reg;
@@ -159,28 +126,30 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
     } else if (e->opreg >= 0 && opreg & 8) {
         rex |= 1;
     }
+    uint64_t bytes = z->lead; // prefixes, map and opcode: at most 7
+    unsigned n = z->lead_size;
     if (rex != 0x40 || e->byte_low)
-        a8(a, rex);
-    switch (z->opcode_map) {
-    case ZYDIS_OPCODE_MAP_0F: a8(a, 0x0f); break;
-    case ZYDIS_OPCODE_MAP_0F38: a_bytes(a, "\x0f\x38", 2); break;
-    case ZYDIS_OPCODE_MAP_0F3A: a_bytes(a, "\x0f\x3a", 2); break;
-    default: break;
-    }
+        bytes |= (uint64_t)rex << 8 * n++;
+    if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+        bytes |= 0x0full << 8 * n++;
+    if (z->opcode_map == ZYDIS_OPCODE_MAP_0F38 || z->opcode_map == ZYDIS_OPCODE_MAP_0F3A)
+        bytes |= (z->opcode_map == ZYDIS_OPCODE_MAP_0F38 ? 0x38ull : 0x3aull) << 8 * n++;
+    if (!modrm && e->opreg >= 0)
+        opcode = (opcode & ~7u) | (opreg & 7);
+    bytes |= (uint64_t)opcode << 8 * n++;
+    a_put(a, bytes, n);
     if (modrm) {
-        a8(a, opcode);
         emit_rm(t, g, e, reg & 7, rm & 7);
-    } else {
-        unsigned tail = tail_offset(g);
-        a8(a, e->opreg >= 0 ? (opcode & ~7u) | (opreg & 7) : opcode);
-        a_bytes(a, g->bytes + tail, z->length - tail);
+    } else if (z->length > tail_offset(g)) {
+        memcpy(&bytes, g->bytes + tail_offset(g), 8);
+        a_put(a, bytes, z->length - tail_offset(g));
     }
 }
 
 static void encode_vex(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
     struct asm_buf *a = &t->a;
-    const uint8_t *p = g->bytes + g->z->raw.vex.offset;
+    const uint8_t *p = g->bytes + g->z->raw.vex_offset;
     struct fields f = insn_fields(g);
     unsigned reg = e->reg >= 0 ? (unsigned)e->reg : f.reg;
     unsigned rm = e->rm >= 0 ? (unsigned)e->rm : f.rm;
@@ -195,15 +164,10 @@ static void encode_vex(struct translation *t, const struct ginsn *g, const struc
         x = plain_index(t) >> 3;
         b = plain_base(t) >> 3;
     }
-    if (!b && !x && map == 1 && !(last & 0x80)) {
-        a8(a, 0xc5);
-        a8(a, (r ? 0 : 0x80) | (last & 0x7f));
-    } else {
-        a8(a, 0xc4);
-        a8(a, (r ? 0 : 0x80) | (x ? 0 : 0x40) | (b ? 0 : 0x20) | map);
-        a8(a, last);
-    }
-    a8(a, g->z->opcode);
+    if (!b && !x && map == 1 && !(last & 0x80))
+        a_put(a, 0xc5 | ((r ? 0 : 0x80) | (last & 0x7f)) << 8 | g->z->opcode << 16, 3);
+    else
+        a_put(a, 0xc4 | ((r ? 0 : 0x80) | (x ? 0 : 0x40) | (b ? 0 : 0x20) | map) << 8 | last << 16 | (uint64_t)g->z->opcode << 24, 4);
     if (g->z->raw.modrm.offset)
         emit_rm(t, g, e, reg & 7, rm & 7);
 }
@@ -211,7 +175,7 @@ static void encode_vex(struct translation *t, const struct ginsn *g, const struc
 static void encode_evex(struct translation *t, const struct ginsn *g, const struct enc *e)
 {
     struct asm_buf *a = &t->a;
-    const uint8_t *p = g->bytes + g->z->raw.evex.offset;
+    const uint8_t *p = g->bytes + g->z->raw.evex_offset;
     bool m64 = g->z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
     unsigned p0 = p[1], p1 = p[2], p2 = p[3], reg = g->z->raw.modrm.reg, rm = g->z->raw.modrm.rm;
     if (!m64) { // only eight registers: the extension bits are ignored or must be one
@@ -235,11 +199,7 @@ static void encode_evex(struct translation *t, const struct ginsn *g, const stru
     }
     if (e->vreg >= 0)
         p1 = (p1 & ~0x78u) | (~(unsigned)e->vreg & 15) << 3;
-    a8(a, 0x62);
-    a8(a, p0);
-    a8(a, p1);
-    a8(a, p2);
-    a8(a, g->z->opcode);
+    a_put(a, 0x62 | p0 << 8 | p1 << 16 | (uint64_t)p2 << 24 | (uint64_t)g->z->opcode << 32, 5);
     emit_rm(t, g, e, reg, rm);
 }
 
@@ -267,7 +227,7 @@ static unsigned gpr_uses(const struct ginsn *g, struct enc *e, struct gpr_use us
     struct fields f = insn_fields(g);
     unsigned n = 0;
     for (unsigned i = 0; i < g->z->operand_count && n < 4; i++) {
-        const ZydisDecodedOperand *o = &g->op[i];
+        const struct operand *o = &g->op[i];
         if (!is_gpr(o) || o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
             continue;
         struct gpr_use u = {.size = o->size / 8u,
@@ -292,7 +252,7 @@ static unsigned gpr_uses(const struct ginsn *g, struct enc *e, struct gpr_use us
 // Instructions whose r/m source may simply be the memory home of the register: same operation with a memory operand.
 static bool rm_may_be_memory(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || !z->raw.modrm.offset || z->operand_width < 32)
         return false;
     if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
@@ -314,7 +274,7 @@ static uint8_t guest_of_host(unsigned host)
 // Those of 64 bits whose r/m destination may be it.
 static bool rm_may_be_written_in_memory(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || !z->raw.modrm.offset || z->operand_width != 64 ||
         z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
         return false;
@@ -329,7 +289,7 @@ static bool rm_may_be_written_in_memory(const struct ginsn *g)
 // OP r/m, r that can as well be OP r, r/m.
 static bool has_other_direction(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
+    const struct brief *z = g->z;
     return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && z->operand_width >= 32 &&
            z->raw.modrm.offset && z->raw.modrm.mod == 3 && ((z->opcode < 0x40 && (z->opcode & 7) == 1) || z->opcode == 0x89);
 }
@@ -376,8 +336,8 @@ static bool is_masked(const struct ginsn *g)
     case ZYDIS_MNEMONIC_VPMASKMOVD:
     case ZYDIS_MNEMONIC_VPMASKMOVQ: return true;
     default:
-        return g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && g->z->avx.mask.mode > ZYDIS_MASK_MODE_DISABLED &&
-               g->z->avx.mask.reg != ZYDIS_REGISTER_K0;
+        return g->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && g->z->avx.mask_mode > ZYDIS_MASK_MODE_DISABLED &&
+               g->z->avx.mask_reg != ZYDIS_REGISTER_K0;
     }
 }
 

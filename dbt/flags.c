@@ -24,17 +24,16 @@ uint32_t flags_read(const struct ginsn *g)
         return FL_ARITH;
     if (stores_flags(g))
         return FL_ARITH;
-    return g->z->cpu_flags ? g->z->cpu_flags->tested & FL_ARITH : 0;
+    return g->z->flags.tested;
 }
 
 uint32_t flags_killed(const struct ginsn *g)
 {
-    const ZydisDecodedInstruction *z = g->z;
-    if (!z->cpu_flags || g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
+    const struct brief *z = g->z;
+    if (g->cls == CLASS_SENSITIVE || g->cls == CLASS_STRING || g->cls == CLASS_GATHER)
         return 0;
     if (g->cls == CLASS_INLINE && g->sens == OP_SYSRET)
         return FL_ARITH;
-    uint32_t written = (z->cpu_flags->modified | z->cpu_flags->set_0 | z->cpu_flags->set_1) & FL_ARITH;
     if (z->meta.category == ZYDIS_CATEGORY_STRINGOP) // may be repeated no times
         return 0;
     bool counted = z->raw.imm[0].size ? g->imm & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
@@ -52,7 +51,7 @@ uint32_t flags_killed(const struct ginsn *g)
     case ZYDIS_MNEMONIC_ROR:
     case ZYDIS_MNEMONIC_RCL:
     case ZYDIS_MNEMONIC_RCR: return counted ? FL_CF : 0;
-    default: return written & ~z->cpu_flags->undefined;
+    default: return z->flags.written & ~z->flags.undefined;
     }
 }
 
@@ -76,8 +75,7 @@ static bool accesses_memory(const struct ginsn *g)
 
 static bool writes_flags(const struct ginsn *g)
 {
-    const ZydisAccessedFlags *f = g->z->cpu_flags;
-    return f && (f->modified | f->set_0 | f->set_1 | f->undefined) & FL_ARITH;
+    return g->z->flags.written | g->z->flags.undefined;
 }
 
 void flags_park(struct translation *t)

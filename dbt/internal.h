@@ -25,18 +25,96 @@ struct ea { // a memory operand: registers by guest number
     int64_t disp;
 };
 
+// What Zydis says of an instruction, as far as anybody here asks, under the names it has there. All but the numbers, and in few
+// bytes: most of what is translated was met before, and is read from memory in this form.
+struct operand {
+    uint8_t type, encoding, visibility, actions;
+    uint16_t size; // bits
+    union {
+        struct {
+            uint16_t value;
+        } reg;
+        struct {
+            uint8_t type, scale;
+            uint16_t segment, base, index;
+            bool has_displacement;
+        } mem;
+        struct {
+            uint16_t segment;
+            uint32_t offset;
+        } ptr;
+    };
+};
+
+struct fields { // architectural register numbers of the encoding's fields
+    uint8_t reg, rm, vreg, opreg;
+    bool rex;
+};
+
+struct brief {
+    uint16_t mnemonic;
+    uint8_t length, opcode, opcode_map, encoding, machine_mode;
+    uint8_t operand_width, address_width; // bits
+    uint8_t operand_count, operand_count_visible;
+    bool has_rex, has_operandsize; // prefixes in effect
+    struct {
+        uint16_t tested, written, undefined; // of FL_ARITH; `written` has no undefined ones only if Zydis lists them as such
+    } flags;
+    struct {
+        uint8_t category, isa_ext, branch_type;
+        uint16_t isa_set;
+    } meta;
+    struct {
+        uint16_t vector_length; // bits
+        uint16_t mask_reg;
+        uint8_t mask_mode;
+    } avx;
+    struct {
+        uint8_t prefix_count; // legacy ones: the first bytes
+        uint16_t mandatory;   // bit i: prefix i selects the opcode
+        struct {
+            uint8_t W, R, X, B;
+        } rex;
+        uint8_t vex_offset, evex_offset;
+        struct {
+            uint8_t mod, reg, rm, offset;
+        } modrm;
+        struct {
+            uint8_t base, offset;
+        } sib;
+        struct {
+            uint8_t size, offset; // bits, bytes
+        } disp;
+        struct {
+            uint8_t size, offset;
+            bool is_signed;
+        } imm[2];
+    } raw;
+    // And what follows from these.
+    struct fields fields;
+    uint32_t lead;    // legacy encodings: the prefixes that the host's instruction begins with
+    uint8_t lead_size;
+    uint16_t gpr_written; // bit n: a register operand that may be written is guest register n, or a part of it
+    struct {              // the operand that is accessed in memory
+        int8_t base, index; // guest registers, -1: none
+        uint8_t scale, sreg;
+        uint16_t size; // bytes
+        bool exists, read, write, has_displacement, rip_relative;
+    } mem;
+};
+
 struct decoding {
-    ZydisDecodedInstruction z;
-    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    struct brief z;
+    struct operand op[ZYDIS_MAX_OPERAND_COUNT];
 };
 
 struct ginsn { // one decoded guest instruction
-    const ZydisDecodedInstruction *z; // what is kept for its head, or `own`; of the latter alone the numbers in it hold
-    const ZydisDecodedOperand *op;
+    const struct brief *z; // what is kept for its head, or `own`
+    const struct operand *op;
     struct decoding *own;
     int64_t disp;        // displacement and first immediate
     uint64_t imm;
-    uint8_t bytes[16];
+    uint8_t bytes[24]; // the last 8 are for reading beyond the end
     uint64_t rip;
     uint32_t live;       // arithmetic flags live before it
     uint32_t live_after;
@@ -95,8 +173,8 @@ struct decoded { // what was decoded for a head (decode.c)
     uint32_t key;   // of cls and sens
     uint32_t block; // that uses it: the number of the last one
     uint8_t cls, sens;
-    ZydisDecodedInstruction z;
-    ZydisDecodedOperand op[FORM_OPERANDS];
+    struct brief z;
+    struct operand op[FORM_OPERANDS];
 };
 
 struct plain { // a memory operand as it is: host registers, -1: none
@@ -186,7 +264,6 @@ void plain_modrm(struct asm_buf *a, unsigned reg, const struct plain *p, bool di
 void mem_offset(struct translation *t, const struct ea *ea); // T0 = offset, before segmentation
 struct cold *cold_add(struct translation *t, unsigned kind, uint32_t info, bool write, uint8_t *from);
 void mem_cold(struct translation *t);    // emits the out-of-line parts
-void mem_find_operand(struct ginsn *g); // once, when it is decoded
 bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write);
 void load_guest(struct translation *t, unsigned host, unsigned guest);  // whole register
 void store_guest(struct translation *t, unsigned guest, unsigned host);
@@ -205,6 +282,7 @@ bool merge_all_checked(const struct translation *t);
 // ---- encode.c
 bool may_be_masked(const struct ginsn *g); // only some of the bytes of its memory operand may be accessed
 void emit_plain(struct translation *t, struct ginsn *g);
+void legacy_lead(struct brief *z, const uint8_t *bytes); // fills `lead`
 
 enum enc_mem { ENC_NONE, ENC_T1T0, ENC_T1, ENC_BASED, ENC_ABS, ENC_PLAIN };
 struct enc {
@@ -216,8 +294,7 @@ struct enc {
 };
 void encode(struct translation *t, const struct ginsn *g, const struct enc *e);
 void emit_masked_again(struct translation *t, const struct ginsn *g, const struct enc *e);
-struct fields { unsigned reg, rm, vreg, opreg; bool rex; };
-struct fields insn_fields(const struct ginsn *g); // architectural register numbers of the encoding's fields
+static inline struct fields insn_fields(const struct ginsn *g) { return g->z->fields; }
 
 // ---- flags.c
 void flags_before(struct translation *t, const struct ginsn *g); // brings them to where the instruction wants them
@@ -286,7 +363,8 @@ void emit_sysret(struct translation *t, struct ginsn *g);
 // The instruction at p, of which len bytes are there, decoded and classified for the mode of t. False if it goes on behind
 // them.
 bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip);
-void decode_ahead(struct translation *t, const uint8_t *p, unsigned len); // the instructions at p will be decoded
+// The same with Zydis alone, into g->own. What Zydis says of bytes that are no instruction is returned.
+ZyanStatus decode_alone(const ZydisDecoder *decoder, struct ginsn *g, unsigned len);
 void cannot_decode(struct translation *t, struct ginsn *g, unsigned op); // makes it raise the exception of OP_UD, OP_GP0
 
 // ---- peek.c

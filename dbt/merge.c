@@ -20,7 +20,7 @@ struct tracked { // what is known of a guest register
 
 static bool constant_change(const struct ginsn *g, unsigned *reg, int64_t *change)
 {
-    const ZydisDecodedOperand *o = g->op;
+    const struct operand *o = g->op;
     if (g->cls != CLASS_PLAIN && g->cls != CLASS_CONTROL)
         return false;
     if (g->z->operand_width != 64 || o[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
@@ -39,7 +39,7 @@ static bool constant_change(const struct ginsn *g, unsigned *reg, int64_t *chang
     case ZYDIS_MNEMONIC_LEA:
         if (o[1].mem.base != o[0].reg.value || o[1].mem.index != ZYDIS_REGISTER_NONE)
             return false;
-        *change = o[1].mem.disp.has_displacement ? g->disp : 0;
+        *change = o[1].mem.has_displacement ? g->disp : 0;
         return true;
     default: return false;
     }
@@ -130,13 +130,8 @@ static void track(struct tracked r[16], const struct ginsn *g)
         r[reg].offset += change;
         return;
     }
-    for (unsigned i = 0; i < g->z->operand_count; i++) {
-        const ZydisDecodedOperand *o = &g->op[i];
-        if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
-            continue;
-        if (!gpr_is(o->reg.value))
-            continue;
-        reg = gpr_number(o->reg.value);
+    for (unsigned set = g->z->gpr_written; set; set &= set - 1) {
+        reg = (unsigned)__builtin_ctz(set);
         r[reg].version++;
         r[reg].offset = 0;
     }

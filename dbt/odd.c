@@ -89,16 +89,16 @@ void emit_odd(struct translation *t, struct ginsn *g)
     case ZYDIS_MNEMONIC_BTC: emit_bit_offset(t, g); break;
     case ZYDIS_MNEMONIC_LEA: {
         struct ea ea = {.base = -1, .index = -1, .scale = 1, .addr_size = g->z->address_width / 8u};
-        const ZydisDecodedOperandMem *m = &g->op[1].mem;
-        if (m->disp.has_displacement)
+        const struct operand *o = &g->op[1];
+        if (o->mem.has_displacement)
             ea.disp = g->disp;
-        if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP)
+        if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
             ea.disp += (int64_t)(g->rip + g->z->length);
-        else if (m->base != ZYDIS_REGISTER_NONE)
-            ea.base = (int)gpr_number(m->base);
-        if (m->index != ZYDIS_REGISTER_NONE)
-            ea.index = (int)gpr_number(m->index);
-        ea.scale = m->scale ? m->scale : 1;
+        else if (o->mem.base != ZYDIS_REGISTER_NONE)
+            ea.base = (int)gpr_number(o->mem.base);
+        if (o->mem.index != ZYDIS_REGISTER_NONE)
+            ea.index = (int)gpr_number(o->mem.index);
+        ea.scale = o->mem.scale ? o->mem.scale : 1;
         unsigned r = insn_fields(g).reg, size = g->z->operand_width / 8u, h = host_reg(r);
         if (ea.addr_size == 8 && h != HOMED && size >= 4 && (ea.base >= 0 || ea.index >= 0) &&
             (ea.base < 0 || host_reg((unsigned)ea.base) != HOMED) && (ea.index < 0 || host_reg((unsigned)ea.index) != HOMED)) {

@@ -43,43 +43,6 @@ unsigned guest_in(struct translation *t, unsigned guest, unsigned scratch)
     return scratch;
 }
 
-static unsigned reg_number(ZydisRegister r)
-{
-    return gpr_is(r) ? gpr_number(r) : (unsigned)ZydisRegisterGetId(r) & 15;
-}
-
-void mem_find_operand(struct ginsn *g)
-{
-    static const uint8_t seg[] = {SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
-    struct ea *ea = &g->ea;
-    g->has_ea = false;
-    for (unsigned i = 0; i < g->z->operand_count; i++) {
-        const ZydisDecodedOperand *o = &g->op[i];
-        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
-            continue;
-        ea->addr_size = g->z->address_width / 8;
-        ea->base = -1;
-        ea->index = -1;
-        ea->scale = o->mem.scale ? o->mem.scale : 1;
-        ea->disp = o->mem.disp.has_displacement ? g->disp : 0;
-        if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
-            ea->disp += (int64_t)(g->rip + g->z->length);
-        else if (o->mem.base != ZYDIS_REGISTER_NONE)
-            ea->base = (int)reg_number(o->mem.base);
-        if (o->mem.index != ZYDIS_REGISTER_NONE)
-            ea->index = (int)reg_number(o->mem.index);
-        if (g->z->raw.sib.offset && g->z->raw.modrm.mod == 0 && g->z->raw.sib.base == 5)
-            ea->base = -1, ea->disp = g->disp; // whatever REX.B and the address size say (SDM vol. 2, table 2-3)
-        unsigned s = (unsigned)(o->mem.segment - ZYDIS_REGISTER_ES);
-        ea->sreg = s < 6 ? seg[s] : SEG_DS;
-        g->ea_size = o->size / 8u;
-        g->ea_read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
-        g->ea_write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-        g->has_ea = true;
-        return;
-    }
-}
-
 bool mem_operand(const struct ginsn *g, struct ea *ea, unsigned *size, bool *read, bool *write)
 {
     if (!g->has_ea)
@@ -165,8 +128,7 @@ static void mem_keep_delta(struct translation *t, struct merge_group *g, const s
 static void flags_from_ax(struct translation *t) // and AX from where mem_begin() put it
 {
     struct asm_buf *a = &t->a;
-    a_bytes(a, "\x04\x7f", 2); // add al, 127
-    a8(a, 0x9e);               // sahf
+    a_put(a, 0x9e7f04, 3); // add al, 127; sahf
     a_load_abs(a, 8, H_AX, DBT(t, spill_ax));
 }
 
@@ -253,8 +215,7 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
         mem_offset(t, ea);
     if (live) {
         a_store_abs(a, 8, DBT(t, spill_ax), H_AX);
-        a8(a, 0x9f); // lahf
-        a_bytes(a, "\x0f\x90\xc0", 3); // seto al
+        a_put(a, 0xc0900f9f, 4); // lahf; seto al
     }
     if (constant) {
         mem_constant(t, ea_constant(ea), info, write);
@@ -276,14 +237,9 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
     }
     const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
     a_mov_rr(a, 4, T1, T0);
-    a_bytes(a, "\xc1\xef\x0c", 3); // shr edi, 12
-    a_rex(a, 8, T0, T1, 0, 0); // sub t0, [tag + t1*8]
-    a8(a, 0x2b);
-    a_table(a, T0, (uint64_t)(write ? set->write_tag : set->read_tag), T1);
-    a_rex(a, 8, 0, 0, T0, 0); // cmp t0, 4096 - size
-    a8(a, 0x81);
-    a_modrm(a, 3, 7, T0);
-    a32(a, 4096 - size);
+    a_put(a, 0x0cefc1, 3); // shr edi, 12
+    a_op_table(a, 0x2b, T0, (uint64_t)(write ? set->write_tag : set->read_tag), T1); // sub t0, [tag + t1*8]
+    a_op(a, rex_bits(8, 0, 0, T0), 0x81 | modrm_bits(3, 7, T0) << 8 | (uint64_t)(4096 - size) << 16, 6); // cmp t0, 4096 - size
     struct cold *c = cold_add(t, COLD_SLOW, info, write, a_jcc(a, CC_A));
     if (live)
         flags_from_ax(t);
@@ -346,9 +302,7 @@ void mem_cold(struct translation *t)
             const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
             a_mov_imm(a, T1, c->la >> PAGE_SHIFT & (TLB_ENTRIES - 1));
             a_mov_imm(a, T0, c->la);
-            a_rex(a, 8, T0, T1, 0, 0);
-            a8(a, 0x2b);
-            a_table(a, T0, (uint64_t)(c->write ? set->write_tag : set->read_tag), T1);
+            a_op_table(a, 0x2b, T0, (uint64_t)(c->write ? set->write_tag : set->read_tag), T1);
         }
         a_store_imm32_abs(a, 4, DBT(t, slow_info), c->info);
         a_call_to(a, c->kind == COLD_SEGMENT ? t->d->stub_seg

@@ -260,8 +260,6 @@ static void decode_block(struct translation *t, struct window *w)
     t->block_number++;
     b->range = t->range;
     b->indirect = t->indirect;
-    if (w->p && t->code_size == 8)
-        decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < d->max_insns) {
         uint64_t off = code_linear(t, rip) - w->la;
         struct ginsn *g = &t->insn[t->count];

@@ -12,41 +12,55 @@ static void fail_at(const char *what, const uint8_t *p, unsigned n)
     fail_msg("%s:%s", what, text);
 }
 
-static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand *b)
+static void expect_equal(const char *what, uint64_t ours, uint64_t zydis, const uint8_t *p, unsigned len)
 {
-    if (a->type != b->type || a->encoding != b->encoding || a->size != b->size || a->visibility != b->visibility ||
-        a->actions != b->actions || a->element_type != b->element_type || a->element_size != b->element_size)
-        return false;
-    switch (a->type) {
-    case ZYDIS_OPERAND_TYPE_REGISTER: return a->reg.value == b->reg.value;
-    case ZYDIS_OPERAND_TYPE_MEMORY:
-        return a->mem.type == b->mem.type && a->mem.segment == b->mem.segment && a->mem.base == b->mem.base &&
-               a->mem.index == b->mem.index && a->mem.scale == b->mem.scale &&
-               a->mem.disp.has_displacement == b->mem.disp.has_displacement &&
-               (!a->mem.disp.has_displacement || a->mem.disp.value == b->mem.disp.value);
-    case ZYDIS_OPERAND_TYPE_POINTER: return a->ptr.segment == b->ptr.segment && a->ptr.offset == b->ptr.offset;
-    case ZYDIS_OPERAND_TYPE_IMMEDIATE:
-        return a->imm.is_signed == b->imm.is_signed && a->imm.is_relative == b->imm.is_relative && a->imm.value.u == b->imm.value.u;
-    default: return true;
-    }
+    char text[100];
+    if (ours == zydis)
+        return;
+    snprintf(text, sizeof text, "%s: %#llx, Zydis: %#llx", what, (unsigned long long)ours, (unsigned long long)zydis);
+    fail_at(text, p, len);
 }
 
-// What is kept for a head, with the numbers of this instruction.
-static void with_numbers(struct decoding *d, const struct ginsn *g)
+// The numbers and what is kept of an instruction are what Zydis says.
+static void compare_with_zydis(const ZydisDecoder *decoder, const struct ginsn *g, const uint8_t *p, unsigned len)
 {
-    d->z = *g->z;
-    memcpy(d->op, g->op, sizeof d->op[0] * g->z->operand_count);
-    if (g->z == &g->own->z)
-        return;
-    if (d->z.raw.disp.size)
-        d->z.raw.disp.value = g->disp;
-    if (d->z.raw.imm[0].size)
-        d->z.raw.imm[0].value.u = g->imm;
-    for (unsigned i = 0; i < d->z.operand_count; i++)
-        if (d->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && d->op[i].mem.disp.has_displacement)
-            d->op[i].mem.disp.value = g->disp;
-        else if (d->op[i].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && d->op[i].encoding != ZYDIS_OPERAND_ENCODING_NONE && d->z.raw.imm[0].size)
-            d->op[i].imm.value.u = g->imm;
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    assert_true(ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, p, len, &z, op)));
+    expect_equal("mnemonic", g->z->mnemonic, z.mnemonic, p, len);
+    expect_equal("length", g->z->length, z.length, p, len);
+    expect_equal("operand width", g->z->operand_width, z.operand_width, p, len);
+    expect_equal("address width", g->z->address_width, z.address_width, p, len);
+    expect_equal("instruction set", g->z->meta.isa_set, z.meta.isa_set, p, len);
+    expect_equal("operands", g->z->operand_count, z.operand_count, p, len);
+    uint16_t written = 0;
+    for (unsigned i = 0; i < z.operand_count; i++) {
+        const struct operand *o = &g->op[i];
+        expect_equal("operand type", o->type, op[i].type, p, len);
+        expect_equal("operand size", o->size, op[i].size, p, len);
+        expect_equal("operand actions", o->actions, op[i].actions, p, len);
+        switch (op[i].type) {
+        case ZYDIS_OPERAND_TYPE_REGISTER:
+            expect_equal("register", o->reg.value, op[i].reg.value, p, len);
+            if (op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE && op[i].reg.value >= ZYDIS_REGISTER_AX && op[i].reg.value <= ZYDIS_REGISTER_R15)
+                written |= (uint16_t)(1 << ZydisRegisterGetId(op[i].reg.value));
+            else if (op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE && gpr_is(op[i].reg.value))
+                written |= (uint16_t)(1 << ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, op[i].reg.value)));
+            break;
+        case ZYDIS_OPERAND_TYPE_MEMORY:
+            expect_equal("base", o->mem.base, op[i].mem.base, p, len);
+            expect_equal("index", o->mem.index, op[i].mem.index, p, len);
+            expect_equal("segment", o->mem.segment, op[i].mem.segment, p, len);
+            if (op[i].mem.disp.has_displacement)
+                expect_equal("displacement", (uint64_t)g->disp, (uint64_t)op[i].mem.disp.value, p, len);
+            break;
+        case ZYDIS_OPERAND_TYPE_POINTER: expect_equal("pointer", o->ptr.offset, op[i].ptr.offset, p, len); break;
+        default: break;
+        }
+    }
+    if (z.raw.imm[0].size)
+        expect_equal("immediate", g->imm, z.raw.imm[0].value.u, p, len);
+    expect_equal("registers written", g->z->gpr_written, written, p, len);
 }
 
 static void compare(struct bench *b, const uint8_t *p, unsigned len)
@@ -55,7 +69,8 @@ static void compare(struct bench *b, const uint8_t *p, unsigned len)
     b->t.block_number++;
     bool there = decode(&b->t, g, p, len, 0x1000);
     h->rip = 0x1000;
-    ZyanStatus status = decode_alone(&b->t.decoder[b->t.code_size == 8 ? 2 : b->t.code_size == 4], h, p, len);
+    const ZydisDecoder *decoder = &b->t.decoder[b->t.code_size == 8 ? 2 : b->t.code_size == 4];
+    ZyanStatus status = decode_bytes(decoder, h, p, len);
     if (status == ZYDIS_STATUS_NO_MORE_DATA && len < MAX_LENGTH) {
         if (there)
             fail_at("decoded from too few bytes", p, len);
@@ -69,14 +84,14 @@ static void compare(struct bench *b, const uint8_t *p, unsigned len)
         return;
     }
     classify(&b->t, h);
-    struct decoding whole;
-    with_numbers(&whole, g);
-    if (memcmp(&whole.z, h->z, sizeof whole.z))
+    if (memcmp(g->z, h->z, sizeof *g->z))
         fail_at("instruction", p, len);
-    for (unsigned i = 0; i < h->z->operand_count; i++)
-        if (!same_operand(&whole.op[i], &h->op[i]))
-            fail_at("operand", p, len);
-    if (g->has_ea != h->has_ea || (g->has_ea && (g->ea.disp != h->ea.disp || g->ea_size != h->ea_size)))
+    if (memcmp(g->op, h->op, sizeof g->op[0] * h->z->operand_count))
+        fail_at("operand", p, len);
+    if (g->disp != h->disp || g->imm != h->imm)
+        fail_at("numbers", p, len);
+    compare_with_zydis(decoder, g, p, len);
+    if (g->has_ea != h->has_ea || (g->has_ea && (memcmp(&g->ea, &h->ea, sizeof g->ea) || g->ea_size != h->ea_size)))
         fail_at("memory operand", p, len);
     if (g->cls != h->cls || (g->cls != CLASS_PLAIN && g->sens != h->sens))
         fail_at("class", p, len);
@@ -168,7 +183,7 @@ static void a_form_that_the_block_refers_to_is_not_replaced(void **state)
         q[2] = 0xc0 | (i >> 4 & 63);
         b->t.block_number++;
         assert_true(decode(&b->t, g, q, 15, 0));
-        ZydisDecodedInstruction z = *g->z;
+        struct brief z = *g->z;
         for (unsigned k = 0; k < 64; k++) {
             uint8_t r[15] = {0x48, 0x01, 0xc0};
             r[0] = 0x48 | (k & 7);

@@ -46,15 +46,12 @@ static void bench_destroy(struct bench *b)
 static bool is_ud(struct bench *b, unsigned code_size, const char *bytes, unsigned n, ZydisMnemonic *m)
 {
     struct ginsn *g = &b->t.insn[0];
-    uint8_t padded[15] = {0};
-    memcpy(padded, bytes, n);
     b->t.code_size = code_size;
     b->t.key = (b->t.key & ~KEY_CODE_MASK) | (code_size == 8 ? KEY_CODE64 : KEY_CODE32);
     ZydisDecoder *dec = &b->t.decoder[code_size == 8 ? 2 : 1];
-    assert_true(ZYAN_SUCCESS(ZydisDecoderDecodeFull(dec, padded, 15, &g->own->z, g->own->op)));
-    g->z = &g->own->z;
-    g->op = g->own->op;
-    memcpy(g->bytes, padded, g->z->length);
+    memset(g->bytes, 0, sizeof g->bytes);
+    memcpy(g->bytes, bytes, n);
+    assert_true(ZYAN_SUCCESS(decode_alone(dec, g, MAX_LENGTH)));
     classify(&b->t, g);
     if (m)
         *m = g->z->mnemonic;

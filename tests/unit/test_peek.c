@@ -24,7 +24,7 @@ static void compare(struct bench *b, const uint8_t p[15], unsigned *known)
     if (!peek_quickly(&b->t, p, 15, &k))
         return;
     ++*known;
-    if (ZYAN_FAILED(decode_alone(&b->t.decoder[2], g, p, 15)))
+    if (ZYAN_FAILED(decode_bytes(&b->t.decoder[2], g, p, 15)))
         fail_at("not an instruction", p, g, &k);
     classify(&b->t, g);
     if (k.length != g->z->length)

@@ -51,18 +51,10 @@ static inline uint64_t next_random(uint64_t *state)
     return *state;
 }
 
-// Decodes with the decoder alone, as decode() does for what it has not met.
-static inline ZyanStatus decode_alone(const ZydisDecoder *decoder, struct ginsn *g, const uint8_t *p, size_t len)
+// Decodes p[0..len-1] with Zydis alone, as decode() does for what it has not met.
+static inline ZyanStatus decode_bytes(const ZydisDecoder *decoder, struct ginsn *g, const uint8_t *p, unsigned len)
 {
-    struct decoding *own = g->own;
-    memset(own, 0, sizeof *own);
     memset(g->bytes, 0, sizeof g->bytes);
     memcpy(g->bytes, p, len);
-    ZyanStatus status = ZydisDecoderDecodeFull(decoder, p, len, &own->z, own->op);
-    g->z = &own->z;
-    g->op = own->op;
-    g->disp = own->z.raw.disp.value;
-    g->imm = own->z.raw.imm[0].value.u;
-    mem_find_operand(g);
-    return status;
+    return decode_alone(decoder, g, len);
 }
