@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum planted planted_bug;
+enum planted_name planted_bug;
 
 bool planted_choose(void)
 {
@@ -18,7 +18,7 @@ bool planted_choose(void)
         return true;
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
         if (!strcmp(wanted, names[i])) {
-            planted_bug = (enum planted)i;
+            planted_bug = (enum planted_name)i;
             return true;
         }
     return false;

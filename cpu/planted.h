@@ -8,15 +8,16 @@
 
 // name: what it does
 #define PLANTED_BUGS(X) \
-    X(none) // nothing
+    X(none)           /* nothing */ \
+    X(kicks_between_turns) /* workers are kicked for nothing, and what is wanted of them comes between their turns */
 
-enum planted {
+enum planted_name {
 #define X(name) PLANTED_##name,
     PLANTED_BUGS(X)
 #undef X
 };
 
-extern enum planted planted_bug;
+extern enum planted_name planted_bug;
 
 // Reads GNOMON_PLANTED. Returns false if it names no bug.
 bool planted_choose(void);

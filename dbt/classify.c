@@ -293,7 +293,7 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
     }
     if ((g->cls == CLASS_STRING || in->op == OP_OUTS) && z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && in->sreg < SEG_FS)
         in->sreg = SEG_DS;
-    if (z->raw.imm[0].size)
+    if (z->raw.imm.size)
         in->imm = g->imm;
     switch (in->op) {
     case OP_MOV_FROM_SREG: in->reg = (uint8_t)segment_number(g, 1); break;
@@ -316,14 +316,14 @@ void fill_insn(const struct translation *t, const struct ginsn *g, struct insn *
         }
         break;
     case OP_BAD_BRANCH: in->imm = z->mnemonic == ZYDIS_MNEMONIC_CALL ? branch_size(t, g) : 0; break;
-    case OP_ENTER: in->imm = (g->imm & 0xffff) | (uint64_t)g->bytes[z->raw.imm[1].offset] << 16; break;
+    case OP_ENTER: in->imm = (g->imm & 0xffff) | (uint64_t)g->bytes[z->length - 1] << 16; break;
     case OP_INT: in->imm &= 0xff; break;
     case OP_AAM:
     case OP_AAD: in->imm &= 0xff; break;
     case OP_IN:
     case OP_OUT: {
         in->is_mem = 0;
-        in->reg = z->raw.imm[0].size ? 0 : 1; // 1: the port is in DX
+        in->reg = z->raw.imm.size ? 0 : 1; // 1: the port is in DX
         in->imm &= 0xff;
         in->op_size = z->opcode & 1 ? (z->operand_width == 16 ? 2 : 4) : 1;
         break;

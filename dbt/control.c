@@ -285,7 +285,7 @@ static void emit_ret(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     unsigned size = branch_size(t, g);
-    int32_t extra = g->z->raw.imm[0].size ? (int32_t)(g->imm & 0xffff) : 0;
+    int32_t extra = g->z->raw.imm.size ? (int32_t)(g->imm & 0xffff) : 0;
     emit_peek_stack(t, size, T0);
     if (one(t))
         emit_check_target(t, g);
@@ -379,7 +379,7 @@ unsigned branch_size(const struct translation *t, const struct ginsn *g)
     if (t->code_size != 8)
         return g->z->operand_width / 8u;
     // Intel's processors ignore 66 in 64-bit code, AMD's don't (SDM 2A JMP, APM 3 "near branches in 64-bit mode").
-    bool small = g->z->has_operandsize && !g->z->raw.rex.W && cpu_model_is_amd(t->d->v->model);
+    bool small = g->z->has_operandsize && !g->z->raw.rex_w && cpu_model_is_amd(t->d->v->model);
     return small ? 2 : 8;
 }
 

@@ -9,10 +9,14 @@
 void count_plan(struct translation *t)
 {
     unsigned rest = 0;
+    if (!t->d->v->count.on) {
+        memset(t->rest, 0, t->count);
+        return;
+    }
     for (unsigned i = t->count; i-- > 0;) {
         if (is_conditional(&t->insn[i]) || is_call(&t->insn[i]))
             rest = 0;
-        t->rest[i] = t->d->v->count.on ? (uint8_t)++rest : 0;
+        t->rest[i] = (uint8_t)++rest;
     }
 }
 

@@ -12,7 +12,7 @@
 
 #define HEAD_MAX 14
 
-_Static_assert(sizeof(struct decoded) % 64 == 0, "forms are read by cache lines");
+_Static_assert(sizeof(struct decoded) == 3 * 64, "forms are read by cache lines");
 
 static unsigned mode_index(const struct translation *t) { return t->code_size == 8 ? 2 : t->code_size == 4 ? 1 : 0; }
 
@@ -116,7 +116,7 @@ static void take_numbers(struct ginsn *g)
 {
     const struct brief *z = g->z;
     g->disp = z->raw.disp.size ? (int64_t)number(g->bytes + z->raw.disp.offset, z->raw.disp.size, true) : 0;
-    g->imm = z->raw.imm[0].size ? number(g->bytes + z->raw.imm[0].offset, z->raw.imm[0].size, z->raw.imm[0].is_signed) : 0;
+    g->imm = z->raw.imm.size ? number(g->bytes + z->raw.imm.offset, z->raw.imm.size, z->raw.imm.is_signed) : 0;
 }
 
 // The memory operand, once the numbers are there.
@@ -135,25 +135,25 @@ static void take_operand(struct ginsn *g)
     g->ea_write = z->mem.write;
 }
 
-static struct fields find_fields(const struct brief *z, const uint8_t *bytes)
+static struct fields find_fields(const ZydisDecodedInstruction *z, const uint8_t *bytes)
 {
     bool rex = false;
     unsigned r = 0, b = 0, v = 0;
     switch (z->encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
-        rex = z->has_rex;
+        rex = z->attributes & ZYDIS_ATTRIB_HAS_REX;
         r = rex ? z->raw.rex.R : 0;
         b = rex ? z->raw.rex.B : 0;
         break;
     case ZYDIS_INSTRUCTION_ENCODING_VEX: {
-        const uint8_t *p = bytes + z->raw.vex_offset;
+        const uint8_t *p = bytes + z->raw.vex.offset;
         r = !(p[1] & 0x80);
         b = p[0] == 0xc4 ? !(p[1] & 0x20) : 0;
         v = (p[0] == 0xc4 ? ~p[2] >> 3 : ~p[1] >> 3) & 15;
         break;
     }
     case ZYDIS_INSTRUCTION_ENCODING_EVEX: {
-        const uint8_t *p = bytes + z->raw.evex_offset;
+        const uint8_t *p = bytes + z->raw.evex.offset;
         r = !(p[1] & 0x80);
         b = !(p[1] & 0x20);
         v = (~p[2] >> 3) & 15;
@@ -174,7 +174,7 @@ static int8_t reg_number(unsigned r)
     return (int8_t)(gpr_is(r) ? gpr_number(r) : (unsigned)ZydisRegisterGetId((ZydisRegister)r) & 15);
 }
 
-static void find_memory_operand(struct brief *z, const struct operand *op)
+static void find_memory_operand(struct brief *z, const struct operand *op, bool no_base)
 {
     static const uint8_t seg[] = {SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS};
     for (unsigned i = 0; i < z->operand_count; i++) {
@@ -185,8 +185,8 @@ static void find_memory_operand(struct brief *z, const struct operand *op)
         z->mem.base = z->mem.index = -1;
         z->mem.scale = o->mem.scale ? o->mem.scale : 1;
         z->mem.has_displacement = o->mem.has_displacement;
-        if (z->raw.sib.offset && z->raw.modrm.mod == 0 && z->raw.sib.base == 5)
-            z->mem.has_displacement = true; // and no base, whatever REX.B and the address size say (SDM vol. 2, table 2-3)
+        if (no_base)
+            z->mem.has_displacement = true;
         else if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
             z->mem.rip_relative = true;
         else if (o->mem.base != ZYDIS_REGISTER_NONE)
@@ -232,15 +232,15 @@ static void abridge(struct decoding *d, const ZydisDecodedInstruction *z, const 
         .mnemonic = (uint16_t)z->mnemonic, .length = z->length, .opcode = z->opcode, .opcode_map = (uint8_t)z->opcode_map,
         .encoding = (uint8_t)z->encoding, .machine_mode = (uint8_t)z->machine_mode, .operand_width = z->operand_width,
         .address_width = z->address_width, .operand_count = z->operand_count, .operand_count_visible = z->operand_count_visible,
-        .has_rex = z->attributes & ZYDIS_ATTRIB_HAS_REX, .has_operandsize = z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE,
+        .has_operandsize = z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE,
         .meta = {(uint8_t)z->meta.category, (uint8_t)z->meta.isa_ext, (uint8_t)z->meta.branch_type, (uint16_t)z->meta.isa_set},
         .avx = {z->avx.vector_length, (uint16_t)z->avx.mask.reg, (uint8_t)z->avx.mask.mode},
-        .raw = {.prefix_count = z->raw.prefix_count, .rex = {z->raw.rex.W, z->raw.rex.R, z->raw.rex.X, z->raw.rex.B},
+        .raw = {.prefix_count = z->raw.prefix_count, .rex_w = z->raw.rex.W, .sib_offset = z->raw.sib.offset,
                 .vex_offset = z->raw.vex.offset, .evex_offset = z->raw.evex.offset,
                 .modrm = {z->raw.modrm.mod, z->raw.modrm.reg, z->raw.modrm.rm, z->raw.modrm.offset},
-                .sib = {z->raw.sib.base, z->raw.sib.offset}, .disp = {z->raw.disp.size, z->raw.disp.offset},
-                .imm = {{z->raw.imm[0].size, z->raw.imm[0].offset, z->raw.imm[0].is_signed},
-                        {z->raw.imm[1].size, z->raw.imm[1].offset, z->raw.imm[1].is_signed}}},
+                .disp = {z->raw.disp.size, z->raw.disp.offset},
+                .imm = {z->raw.imm[0].size, z->raw.imm[0].offset, z->raw.imm[0].is_signed}},
+        .fields = find_fields(z, bytes),
     };
     const ZydisAccessedFlags *f = z->cpu_flags;
     if (f) {
@@ -257,8 +257,8 @@ static void abridge(struct decoding *d, const ZydisDecodedInstruction *z, const 
         if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE && gpr_is(o->reg.value))
             d->z.gpr_written |= (uint16_t)(1 << gpr_number(o->reg.value));
     }
-    d->z.fields = find_fields(&d->z, bytes);
-    find_memory_operand(&d->z, d->op);
+    // No base, whatever REX.B and the address size say: SDM vol. 2, table 2-3.
+    find_memory_operand(&d->z, d->op, z->raw.sib.offset && z->raw.modrm.mod == 0 && z->raw.sib.base == 5);
     if (d->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         legacy_lead(&d->z, bytes);
 }
@@ -331,6 +331,7 @@ static ZyanStatus decode_fully(const ZydisDecoder *decoder, struct ginsn *g, uns
         if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && op[i].mem.disp.has_displacement)
             g->disp = op[i].mem.disp.value; // scaled (EVEX)
     take_operand(g);
+    merge_prepare(g, &g->own->z);
     if (keep)
         *keep = head && may_be_kept(&z, op, head);
     return status;
@@ -357,6 +358,8 @@ bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned l
     if (make_head(t, g->bytes, len, &head)) {
         f = form_at(t, head);
         if (f->head.low == head.low && f->head.high == head.high && f->z.length <= len) {
+            __builtin_prefetch((const uint8_t *)f + 64);
+            __builtin_prefetch((const uint8_t *)f + 128);
             f->block = t->block_number;
             g->z = &f->z;
             g->op = f->op;

@@ -11,8 +11,8 @@ static unsigned tail_offset(const struct ginsn *g)
 {
     const struct brief *z = g->z;
     if (z->raw.modrm.offset)
-        return z->raw.modrm.offset + 1u + (z->raw.sib.offset ? 1u : 0u) + z->raw.disp.size / 8u;
-    return z->raw.imm[0].size ? z->raw.imm[0].offset : z->length;
+        return z->raw.modrm.offset + 1u + (z->raw.sib_offset ? 1u : 0u) + z->raw.disp.size / 8u;
+    return z->raw.imm.size ? z->raw.imm.offset : z->length;
 }
 
 static unsigned plain_index(const struct translation *t) { return t->plain.index < 0 ? 0 : (unsigned)t->plain.index; }
@@ -112,7 +112,7 @@ static void encode_legacy(struct translation *t, const struct ginsn *g, const st
     if (opcode == 0x82 && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
         opcode = 0x80;
     unsigned rex = 0x40;
-    if (z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && f.rex && z->raw.rex.W)
+    if (z->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && f.rex && z->raw.rex_w)
         rex |= 8;
     if (modrm) {
         if (reg & 8)

@@ -36,7 +36,7 @@ uint32_t flags_killed(const struct ginsn *g)
         return FL_ARITH;
     if (z->meta.category == ZYDIS_CATEGORY_STRINGOP) // may be repeated no times
         return 0;
-    bool counted = z->raw.imm[0].size ? g->imm & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
+    bool counted = z->raw.imm.size ? g->imm & (z->operand_width == 64 ? 63 : 31) : z->opcode == 0xd0 || z->opcode == 0xd1;
     switch (z->mnemonic) {
     case ZYDIS_MNEMONIC_AND:
     case ZYDIS_MNEMONIC_OR:

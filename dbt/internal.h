@@ -51,56 +51,58 @@ struct fields { // architectural register numbers of the encoding's fields
     bool rex;
 };
 
+enum stack_use { STACK_NONE, STACK_PUSH, STACK_POP, STACK_CALL, STACK_RET };
+enum change { CHANGE_ANY, CHANGE_ONE, CHANGE_MINUS_ONE, CHANGE_IMM, CHANGE_MINUS_IMM, CHANGE_DISP }; // added to a whole register
+
 struct brief {
-    uint16_t mnemonic;
-    uint8_t length, opcode, opcode_map, encoding, machine_mode;
-    uint8_t operand_width, address_width; // bits
-    uint8_t operand_count, operand_count_visible;
-    bool has_rex, has_operandsize; // prefixes in effect
+    // What decode() reads, in the first cache line of struct decoded
+    uint8_t length, address_width; // bytes, bits
+    struct {                       // the operand that is accessed in memory
+        bool exists, read, write, has_displacement, rip_relative;
+        int8_t base, index; // guest registers, -1: none
+        uint8_t scale, sreg;
+        uint16_t size; // bytes
+    } mem;
     struct {
-        uint16_t tested, written, undefined; // of FL_ARITH; `written` has no undefined ones only if Zydis lists them as such
-    } flags;
-    struct {
-        uint8_t category, isa_ext, branch_type;
-        uint16_t isa_set;
-    } meta;
-    struct {
-        uint16_t vector_length; // bits
-        uint16_t mask_reg;
-        uint8_t mask_mode;
-    } avx;
-    struct {
-        uint8_t prefix_count; // legacy ones: the first bytes
-        uint16_t mandatory;   // bit i: prefix i selects the opcode
-        struct {
-            uint8_t W, R, X, B;
-        } rex;
-        uint8_t vex_offset, evex_offset;
-        struct {
-            uint8_t mod, reg, rm, offset;
-        } modrm;
-        struct {
-            uint8_t base, offset;
-        } sib;
         struct {
             uint8_t size, offset; // bits, bytes
         } disp;
         struct {
             uint8_t size, offset;
             bool is_signed;
-        } imm[2];
+        } imm; // the first
+        struct {
+            uint8_t mod, reg, rm, offset;
+        } modrm;
+        bool rex_w;
+        uint8_t sib_offset, vex_offset, evex_offset;
+        uint8_t prefix_count; // legacy ones: the first bytes
+        uint16_t mandatory;   // bit i: prefix i selects the opcode
     } raw;
-    // And what follows from these.
+    uint16_t mnemonic;
+    uint8_t opcode, opcode_map, encoding, machine_mode, operand_width; // bits
+    uint8_t operand_count, operand_count_visible;
+    bool has_operandsize; // prefix in effect
+    struct {
+        uint8_t category, isa_ext, branch_type;
+        uint16_t isa_set;
+    } meta;
+    struct {
+        uint16_t tested, written, undefined; // of FL_ARITH
+    } flags;
+    struct {
+        uint16_t vector_length; // bits
+        uint16_t mask_reg;
+        uint8_t mask_mode;
+    } avx;
     struct fields fields;
-    uint32_t lead;    // legacy encodings: the prefixes that the host's instruction begins with
     uint8_t lead_size;
+    uint32_t lead;        // legacy encodings: the prefixes that the host's instruction begins with
     uint16_t gpr_written; // bit n: a register operand that may be written is guest register n, or a part of it
-    struct {              // the operand that is accessed in memory
-        int8_t base, index; // guest registers, -1: none
-        uint8_t scale, sreg;
-        uint16_t size; // bytes
-        bool exists, read, write, has_displacement, rip_relative;
-    } mem;
+    uint8_t stack;        // enum stack_use
+    uint8_t change;       // enum change, to the register that gpr_written names
+    bool explicit_mem;    // an operand in memory beside the stack
+    bool groupable;       // it is off one register
 };
 
 struct decoding {
@@ -161,7 +163,7 @@ struct window { // the bytes of the page(s) being translated
     uint8_t joined[32]; // an instruction crossing into the next page
 };
 
-#define FORM_BITS 12
+#define FORM_BITS 13
 #define FORM_OPERANDS 4
 
 struct head { // an instruction's bytes before displacement and immediate; bits 48.. of `high`: their number; 56..: 1 + the
@@ -275,6 +277,7 @@ void count_run(struct translation *t);   // before the instruction at hand, if a
 void count_cold(struct translation *t, const struct cold *c);
 
 // ---- merge.c
+void merge_prepare(const struct ginsn *g, struct brief *z); // what merge_plan() wants to know of it
 void merge_plan(struct translation *t, bool enabled);
 struct merge_group *merge_next(struct translation *t, const struct ea *ea, unsigned size, int64_t *offset);
 bool merge_all_checked(const struct translation *t);

@@ -18,46 +18,40 @@ struct tracked { // what is known of a guest register
     int64_t offset; // since that version began
 };
 
-static bool constant_change(const struct ginsn *g, unsigned *reg, int64_t *change)
+static enum change constant_change(const struct ginsn *g)
 {
     const struct operand *o = g->op;
-    if (g->cls != CLASS_PLAIN && g->cls != CLASS_CONTROL)
-        return false;
-    if (g->z->operand_width != 64 || o[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
-        !gpr_is_64(o[0].reg.value))
-        return false;
-    *reg = gpr_number(o[0].reg.value);
+    if (g->z->operand_width != 64 || o[0].type != ZYDIS_OPERAND_TYPE_REGISTER || !gpr_is_64(o[0].reg.value))
+        return CHANGE_ANY;
     switch (g->z->mnemonic) {
-    case ZYDIS_MNEMONIC_INC: *change = 1; return true;
-    case ZYDIS_MNEMONIC_DEC: *change = -1; return true;
-    case ZYDIS_MNEMONIC_ADD:
-    case ZYDIS_MNEMONIC_SUB:
-        if (o[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
-            return false;
-        *change = g->z->mnemonic == ZYDIS_MNEMONIC_ADD ? (int64_t)g->imm : -(int64_t)g->imm;
-        return true;
+    case ZYDIS_MNEMONIC_INC: return CHANGE_ONE;
+    case ZYDIS_MNEMONIC_DEC: return CHANGE_MINUS_ONE;
+    case ZYDIS_MNEMONIC_ADD: return o[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? CHANGE_IMM : CHANGE_ANY;
+    case ZYDIS_MNEMONIC_SUB: return o[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? CHANGE_MINUS_IMM : CHANGE_ANY;
     case ZYDIS_MNEMONIC_LEA:
-        if (o[1].mem.base != o[0].reg.value || o[1].mem.index != ZYDIS_REGISTER_NONE)
-            return false;
-        *change = o[1].mem.has_displacement ? g->disp : 0;
-        return true;
-    default: return false;
+        return o[1].mem.base == o[0].reg.value && o[1].mem.index == ZYDIS_REGISTER_NONE ? CHANGE_DISP : CHANGE_ANY;
+    default: return CHANGE_ANY;
     }
 }
 
-// Bytes an instruction of the stack group adds to RSP, if that is all it does to it.
-static bool stack_change(const struct ginsn *g, int64_t *change)
+static enum stack_use stack_use(const struct brief *z)
 {
-    int64_t size = g->z->operand_width == 16 ? 2 : 8;
-    switch (g->z->mnemonic) {
-    case ZYDIS_MNEMONIC_PUSH: *change = -size; return g->cls == CLASS_CONTROL;
-    case ZYDIS_MNEMONIC_POP:
-        *change = size;
-        return g->cls == CLASS_CONTROL && !(g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && g->op[0].reg.value == ZYDIS_REGISTER_RSP);
-    case ZYDIS_MNEMONIC_CALL: *change = -8; return g->cls == CLASS_CONTROL;
-    case ZYDIS_MNEMONIC_RET: *change = 8; return g->cls == CLASS_CONTROL;
-    default: return false;
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_PUSH: return STACK_PUSH;
+    case ZYDIS_MNEMONIC_POP: return STACK_POP;
+    case ZYDIS_MNEMONIC_CALL: return STACK_CALL;
+    case ZYDIS_MNEMONIC_RET: return STACK_RET;
+    default: return STACK_NONE;
     }
+}
+
+void merge_prepare(const struct ginsn *g, struct brief *z)
+{
+    z->stack = (uint8_t)stack_use(z);
+    z->change = (uint8_t)constant_change(g);
+    z->explicit_mem = z->mem.exists && z->raw.modrm.offset && z->raw.modrm.mod != 3 && z->mnemonic != ZYDIS_MNEMONIC_LEA;
+    z->groupable = z->explicit_mem && z->mem.index < 0 && z->mem.base >= 0 && z->address_width == 64 && z->mem.sreg < SEG_FS &&
+                   z->mem.size && z->mem.size <= 64 && !may_be_masked(g);
 }
 
 struct found {
@@ -68,72 +62,72 @@ struct found {
 };
 
 // The accesses of an instruction in the order they are emitted. Those that can't be in a group have base -1.
-static unsigned accesses(const struct translation *t, const struct ginsn *g, struct found f[2])
+static unsigned accesses(const struct ginsn *g, struct found f[2])
 {
-    struct ea ea;
-    unsigned size, n = 0;
-    bool rd, wr, stack = g->z->mnemonic == ZYDIS_MNEMONIC_PUSH || g->z->mnemonic == ZYDIS_MNEMONIC_POP ||
-                         g->z->mnemonic == ZYDIS_MNEMONIC_CALL || g->z->mnemonic == ZYDIS_MNEMONIC_RET;
-    unsigned slot = g->z->operand_width == 16 ? 2 : 8;
-    if (g->cls != CLASS_PLAIN && g->cls != CLASS_CONTROL)
-        return 0;
-    bool explicit_mem = g->z->raw.modrm.offset && g->z->raw.modrm.mod != 3 && g->z->mnemonic != ZYDIS_MNEMONIC_LEA &&
-                        mem_operand(g, &ea, &size, &rd, &wr);
+    const struct brief *z = g->z;
+    unsigned n = 0, slot = z->operand_width == 16 ? 2 : 8;
     struct found operand = {.base = -1};
-    if (explicit_mem && ea.index < 0 && ea.base >= 0 && ea.addr_size == 8 && ea.sreg < SEG_FS && size && size <= 64 &&
-        !may_be_masked(g) && g->cls == CLASS_PLAIN)
-        operand = (struct found){ea.base, ea.disp, size, wr};
-    if (!stack) {
-        if (explicit_mem)
+    if (z->groupable && g->cls == CLASS_PLAIN)
+        operand = (struct found){g->ea.base, g->ea.disp, g->ea_size, g->ea_write};
+    switch (z->stack) {
+    case STACK_NONE:
+        if (z->explicit_mem)
             f[n++] = operand;
-        return n;
-    }
-    switch (g->z->mnemonic) {
-    case ZYDIS_MNEMONIC_PUSH:
-    case ZYDIS_MNEMONIC_CALL:
-        if (explicit_mem)
+        break;
+    case STACK_PUSH:
+    case STACK_CALL:
+        if (z->explicit_mem)
             f[n++] = operand;
         f[n++] = (struct found){RSP, -(int64_t)slot, slot, true};
         break;
-    case ZYDIS_MNEMONIC_POP:
+    case STACK_POP:
         f[n++] = (struct found){RSP, 0, slot, false};
-        if (explicit_mem)
+        if (z->explicit_mem)
             f[n++] = operand;
         break;
     default: f[n++] = (struct found){RSP, 0, slot, false}; break;
     }
-    (void)t;
     return n;
+}
+
+static void forget(struct tracked r[16], unsigned set)
+{
+    for (; set; set &= set - 1) {
+        struct tracked *reg = &r[__builtin_ctz(set)];
+        reg->version++;
+        reg->offset = 0;
+    }
 }
 
 static void track(struct tracked r[16], const struct ginsn *g)
 {
-    unsigned reg;
-    int64_t change;
-    if (g->z->meta.category == ZYDIS_CATEGORY_CALL) { // whatever was called may have changed all of them
-        for (unsigned i = 0; i < 16; i++)
-            r[i] = (struct tracked){r[i].version + 1, 0};
+    const struct brief *z = g->z;
+    int64_t slot = z->operand_width == 16 ? 2 : 8;
+    bool ours = g->cls == CLASS_PLAIN || g->cls == CLASS_CONTROL;
+    if (z->meta.category == ZYDIS_CATEGORY_CALL) { // whatever was called may have changed all of them
+        forget(r, 0xffff);
         return;
     }
-    if (stack_change(g, &change)) {
-        r[RSP].offset += change;
-        if (g->z->mnemonic != ZYDIS_MNEMONIC_POP)
-            return;
-        if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
-            reg = gpr_number(g->op[0].reg.value);
-            r[reg].version++;
-            r[reg].offset = 0;
+    if (z->stack && g->cls == CLASS_CONTROL) {
+        if (z->stack == STACK_POP) {
+            r[RSP].offset += slot;
+            if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER)
+                forget(r, 1u << gpr_number(g->op[0].reg.value)); // RSP too
+        } else {
+            r[RSP].offset += z->stack == STACK_RET ? 8 : -slot;
         }
         return;
     }
-    if (constant_change(g, &reg, &change)) {
-        r[reg].offset += change;
+    if (!z->gpr_written)
         return;
-    }
-    for (unsigned set = g->z->gpr_written; set; set &= set - 1) {
-        reg = (unsigned)__builtin_ctz(set);
-        r[reg].version++;
-        r[reg].offset = 0;
+    struct tracked *reg = &r[__builtin_ctz(z->gpr_written)];
+    switch (ours ? z->change : CHANGE_ANY) {
+    case CHANGE_ONE: reg->offset++; break;
+    case CHANGE_MINUS_ONE: reg->offset--; break;
+    case CHANGE_IMM: reg->offset += (int64_t)g->imm; break;
+    case CHANGE_MINUS_IMM: reg->offset -= (int64_t)g->imm; break;
+    case CHANGE_DISP: reg->offset += g->disp; break;
+    default: forget(r, z->gpr_written); break;
     }
 }
 
@@ -169,19 +163,19 @@ void merge_plan(struct translation *t, bool enabled)
 {
     struct tracked r[16] = {0};
     t->group_count = 0;
-    for (unsigned i = 0; i < t->count; i++) {
-        struct found f[2];
+    memset(t->access_count, 0, t->count);
+    for (unsigned i = 0; i < t->count && enabled; i++) {
         const struct ginsn *g = &t->insn[i];
-        t->access_count[i] = 0;
-        if (!enabled)
-            continue;
-        unsigned n = accesses(t, g, f);
-        t->access_count[i] = (uint8_t)n;
-        for (unsigned k = 0; k < n; k++) {
-            if (f[k].base < 0)
-                t->access[i][k] = (struct merge_access){.group = -1};
-            else
-                join(t, i, k, &f[k], r);
+        if (g->cls == CLASS_PLAIN || g->cls == CLASS_CONTROL) {
+            struct found f[2];
+            unsigned n = accesses(g, f);
+            t->access_count[i] = (uint8_t)n;
+            for (unsigned k = 0; k < n; k++) {
+                if (f[k].base < 0)
+                    t->access[i][k] = (struct merge_access){.group = -1};
+                else
+                    join(t, i, k, &f[k], r);
+            }
         }
         track(r, g);
     }

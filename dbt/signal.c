@@ -47,16 +47,18 @@ static void leave_soon(struct dbt *d, greg_t *r)
     uint64_t at = (uint64_t)r[REG_RIP], rip;
     bool parked;
     unsigned rest;
-    plant_remove(d);
     if (at >= d->tail_begin && at < d->tail_end) {
+        plant_remove(d);
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (at >= d->returns_begin && at < d->returns_end) {
+        plant_remove(d);
         if (!in_code(d->v, (uint64_t)r[REG_RBP]))
             return; // the lookup under way faults
         take_state(d, r, (uint64_t)r[REG_RBP], true, 0);
         d->ras_sp = d->ras_base;
         r[REG_RIP] = (greg_t)d->stub_service;
     } else if (in_blocks(d, at)) {
+        plant_remove(d);
         struct block *b = cache_block_at(d, at);
         if (!b)
             return;
@@ -73,7 +75,8 @@ static void leave_soon(struct dbt *d, greg_t *r)
         if (at == d->stub_slow[0][0] || at == d->stub_slow[0][1] || at == d->stub_seg)
             back = *(const uint64_t *)r[REG_RSP];
         else if (!d->in_slow && !(at >= d->slow_begin && at < d->slow_end))
-            return; // C that looks at the requests
+            return; // C that looks at the requests, and may count on breakpoints planted for a worker (direct_turn())
+        plant_remove(d);
         struct block *b = cache_block_at(d, back);
         if (b)
             plant(d, b);

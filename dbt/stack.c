@@ -162,7 +162,7 @@ void emit_push_insn(struct translation *t, struct ginsn *g)
     unsigned msize;
     if (g->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         uint64_t v = g->imm;
-        if (g->z->raw.imm[0].size == 32)
+        if (g->z->raw.imm.size == 32)
             v = (uint64_t)(int32_t)g->imm;
         emit_push(t, size, PUSH_IMM, size == 8 ? v : size == 4 ? (uint32_t)v : (uint16_t)v);
     } else if (g->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {

@@ -1,3 +1,4 @@
+#include "cpu/planted.h"
 #include "dbt/direct/private.h"
 
 // What user code can change of the flags, and is taken over from a worker.
@@ -287,12 +288,24 @@ static enum direct_result lost(struct direct *d, int n, struct direct_fault *fau
     return DIRECT_PAGE_FAULT;
 }
 
+static void wait_cycles(uint64_t cycles)
+{
+    for (uint64_t begin = __builtin_ia32_rdtsc(); __builtin_ia32_rdtsc() - begin < cycles;)
+        ;
+}
+
 void direct_turn(struct direct *d, int n, bool stops_soon, struct worker_event *e)
 {
     d->n.handoffs++;
     vcpu_does(d->v, DOING_DIRECT);
+    if (PLANTED(kicks_between_turns) && stops_soon)
+        wait_cycles(5000000);
     __atomic_store_n(&d->running, n, __ATOMIC_SEQ_CST);
     worker_resume(d->workers, (unsigned)n);
+    if (PLANTED(kicks_between_turns) && !stops_soon && d->n.handoffs % 16 == 0) {
+        wait_cycles(d->n.handoffs % 61 * 500);
+        worker_kick(d->workers, (unsigned)n);
+    }
     if (!stops_soon && requests_due(d->v))
         worker_kick(d->workers, (unsigned)n);
     while (!worker_wait(d->workers, (unsigned)n, e))

@@ -213,6 +213,7 @@ static enum next follow(struct direct *x, int n, struct exit *e, enum direct_res
     struct dbt *d = engine(x);
     bool parked = e->at_out == OUT_PARKED;
     x->n.follows++;
+    plant_remove(d); // what a kick for nothing left: else the next turns would count as ending soon (direct_turn())
     if (is_asked(x)) {
         take(x, n, e->target, parked, NULL);
         *result = DIRECT_STOPPED;
@@ -233,9 +234,11 @@ static enum next follow(struct direct *x, int n, struct exit *e, enum direct_res
 // An indirect branch that the table does not know.
 static enum next look_up(struct direct *x, int n, enum direct_result *result)
 {
+    struct dbt *d = engine(x);
     struct worker_regs *r = worker_regs(x->workers, (unsigned)n);
     uint64_t target = r->gpr[T0], branch = r->gpr[T1];
     x->n.looks++;
+    plant_remove(d); // as there
     if ((uint64_t)((int64_t)(target << 16) >> 16) != target) { // the branch itself faults, and has changed nothing
         take(x, n, USER_BRANCH_RIP(branch), true, NULL);
         x->v->s.gpr[RSP] -= USER_BRANCH_POPPED(branch);
