@@ -39,7 +39,8 @@ int dbt_create(struct vcpu *v, const struct dbt_hooks *hooks)
     if (!d)
         return -ENOMEM;
     d->v = v;
-    d->tr = map_huge(sizeof *d->tr);
+    void *tr = mmap(NULL, sizeof *d->tr, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    d->tr = tr == MAP_FAILED ? NULL : tr;
     int err = d->tr && make_windows(d) ? cache_create(d) : -ENOMEM;
     if (!err)
         err = stubs_create(d);
@@ -80,7 +81,7 @@ void dbt_destroy(struct vcpu *v)
     direct_destroy(d->direct);
     signal_detach(d);
     cache_destroy(d);
-    unmap_huge(d->tr, sizeof *d->tr);
+    munmap(d->tr, sizeof *d->tr);
     munmap(d->windows, MASKED_WINDOWS_SIZE);
     munmap(d, sizeof *d);
 }

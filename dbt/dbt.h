@@ -375,10 +375,6 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
 
 // ---- cache.c
 int cache_create(struct dbt *d);
-// Zeroed memory for what is read here and there, in huge pages where the host gives any: each of its pages would want a place
-// in the processor's TLB, which the guest has filled in between. Null: there is none.
-void *map_huge(size_t size);
-void unmap_huge(void *p, size_t size);
 void *map_low(size_t size, int fd, int prot); // below 2 GiB, or null
 void cache_destroy(struct dbt *d);
 void cache_flush(struct dbt *d);

@@ -342,20 +342,62 @@ ZyanStatus decode_alone(const ZydisDecoder *decoder, struct ginsn *g, unsigned l
     return decode_fully(decoder, g, len, 0, NULL);
 }
 
+// Most of a look-up is waiting for memory: this asks for the forms of all instructions whose length is quickly told at once.
+// What is read here is what will be decoded: a device may be writing there.
+void decode_ahead(struct translation *t, const uint8_t *p, unsigned len)
+{
+    struct peeked k;
+    unsigned n = 0;
+    t->ahead_at = t->ahead_count = 0;
+    for (; n < AHEAD && len > MAX_LENGTH; n++) {
+        struct ahead *i = &t->ahead[n];
+        i->p = p;
+        memcpy(i->bytes, p, 16);
+        i->bytes[15] = 0;
+        if (make_head(t, i->bytes, MAX_LENGTH, &i->head))
+            __builtin_prefetch(form_at(t, i->head));
+        else
+            i->head.high = 0;
+        if (!peek_quickly(t, i->bytes, MAX_LENGTH, &k)) {
+            n++;
+            break;
+        }
+        if (k.ends && p[0] != 0xe8 && (p[0] & 0xf0) != 0x70 && !(p[0] == 0x0f && (p[1] & 0xf0) == 0x80)) {
+            n++;
+            break; // what may go on: CALL, Jcc
+        }
+        p += k.length;
+        len -= k.length;
+    }
+    t->ahead_count = n;
+}
+
 bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip)
 {
     struct head head = {0};
     struct decoded *f = NULL;
-    if (len > MAX_LENGTH) {
+    const struct ahead *ahead = &t->ahead[t->ahead_at];
+    bool has_head;
+    if (t->ahead_at < t->ahead_count && ahead->p == p && len > MAX_LENGTH) {
+        t->ahead_at++;
         len = MAX_LENGTH;
-        memcpy(g->bytes, p, 16); // once: a device may be writing there
-        g->bytes[15] = 0;
+        memcpy(g->bytes, ahead->bytes, 16);
+        head = ahead->head;
+        has_head = head.high;
     } else {
-        memcpy(g->bytes, p, len);
-        memset(g->bytes + len, 0, 16 - len);
+        t->ahead_count = 0;
+        if (len > MAX_LENGTH) {
+            len = MAX_LENGTH;
+            memcpy(g->bytes, p, 16); // once
+            g->bytes[15] = 0;
+        } else {
+            memcpy(g->bytes, p, len);
+            memset(g->bytes + len, 0, 16 - len);
+        }
+        has_head = make_head(t, g->bytes, len, &head);
     }
     g->rip = rip;
-    if (make_head(t, g->bytes, len, &head)) {
+    if (has_head) {
         f = form_at(t, head);
         if (f->head.low == head.low && f->head.high == head.high && f->z.length <= len) {
             __builtin_prefetch((const uint8_t *)f + 64);

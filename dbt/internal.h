@@ -163,11 +163,18 @@ struct window { // the bytes of the page(s) being translated
     uint8_t joined[32]; // an instruction crossing into the next page
 };
 
+#define AHEAD 24 // instructions
 #define FORM_BITS 13
 #define FORM_OPERANDS 4
 
 struct head { // an instruction's bytes before displacement and immediate; bits 48.. of `high`: their number; 56..: 1 + the
     uint64_t low, high; // decoder's index
+};
+
+struct ahead { // an instruction that will be decoded
+    const uint8_t *p;
+    uint8_t bytes[16];
+    struct head head; // 0: none
 };
 
 struct decoded { // what was decoded for a head (decode.c)
@@ -240,6 +247,8 @@ struct translation {
     const struct window *window;
     bool committed;     // KEY_BOUNCE: the instruction writes; leave through the commit stub
     bool ended;         // the last instruction left the block
+    struct ahead ahead[AHEAD]; // what will be decoded next: from number ahead_at on
+    unsigned ahead_at, ahead_count;
     struct decoded form[1 << FORM_BITS]; // by hash of head
 };
 
@@ -368,6 +377,7 @@ void emit_sysret(struct translation *t, struct ginsn *g);
 bool decode(struct translation *t, struct ginsn *g, const uint8_t *p, unsigned len, uint64_t rip);
 // The same with Zydis alone, into g->own. What Zydis says of bytes that are no instruction is returned.
 ZyanStatus decode_alone(const ZydisDecoder *decoder, struct ginsn *g, unsigned len);
+void decode_ahead(struct translation *t, const uint8_t *p, unsigned len); // the instructions at p will be decoded next
 void cannot_decode(struct translation *t, struct ginsn *g, unsigned op); // makes it raise the exception of OP_UD, OP_GP0
 
 // ---- peek.c

@@ -20,15 +20,13 @@
 #define LOW_BEGIN  0x68000000u
 #define LOW_END    0x7f800000u
 #define CHUNK      (128u << 10) // faulted in at once
-#define HUGE       (2u << 20)   // bytes of a huge page
 
 static void *map_below_2g(size_t size, int fd, int prot, int how)
 {
     // below 2 GiB, wherever the process has nothing yet
     // and where guest programs seldom have anything: the heap of one that is not position-independent lies within 1 GiB
     // behind it, and workers have some of this at the same addresses.
-    uint64_t step = size < HUGE ? HUGE / 2 : HUGE;
-    for (uint64_t at = LOW_BEGIN; at + size < LOW_END; at += step) {
+    for (uint64_t at = LOW_BEGIN; at + size < LOW_END; at += 0x100000) {
         void *p = mmap((void *)at, size, prot, MAP_FIXED_NOREPLACE | MAP_NORESERVE | how, fd, 0);
         if (p == (void *)at)
             return p;
@@ -53,28 +51,6 @@ static void *map_any(size_t size)
 {
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return p == MAP_FAILED ? NULL : p;
-}
-
-static size_t in_huge(size_t size) { return (size + HUGE - 1) & -(size_t)HUGE; }
-
-void *map_huge(size_t size)
-{
-    size_t whole = in_huge(size);
-    uint8_t *p = map_any(whole + HUGE);
-    if (!p)
-        return NULL;
-    uint8_t *at = (uint8_t *)(((uint64_t)p + HUGE - 1) & -(uint64_t)HUGE);
-    if (at > p)
-        munmap(p, (size_t)(at - p));
-    munmap(at + whole, (size_t)(p + HUGE - at));
-    madvise(at, whole, MADV_HUGEPAGE); // a hint
-    return at;
-}
-
-void unmap_huge(void *p, size_t size)
-{
-    if (p)
-        munmap(p, in_huge(size));
 }
 
 static uint64_t code_begin(const struct dbt *d, unsigned region)
@@ -115,8 +91,6 @@ int cache_create(struct dbt *d)
     if (result)
         return result;
     d->arena = map_low(ARENA_SIZE, -1, PROT_READ | PROT_WRITE);
-    if (d->arena)
-        madvise(d->arena, ARENA_SIZE, MADV_HUGEPAGE); // a hint
     d->slots = map_low_shared(SLOT_COUNT * 8);
     uint32_t *blocks = map_any(REGIONS * REGION_BLOCKS * sizeof *blocks);
     d->hash = map_any(HASH_SIZE * sizeof d->hash[0]);

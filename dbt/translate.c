@@ -52,6 +52,7 @@ uint32_t peek_live(struct translation *t, uint64_t rip)
         if (off >= w->len)
             break;
         if (!peek_quickly(t, w->p + off, w->len - (unsigned)off, &k)) {
+            t->ahead_count = 0;
             if (!decode(t, &t->peek, w->p + off, w->len - (unsigned)off, rip))
                 break;
             k = (struct peeked){t->peek.z->length, flags_read(&t->peek), flags_killed(&t->peek), ends_block(t, &t->peek)};
@@ -258,8 +259,11 @@ static void decode_block(struct translation *t, struct window *w)
     uint64_t rip = b->rip;
     t->count = t->side_exits = 0;
     t->block_number++;
+    t->ahead_count = 0;
     b->range = t->range;
     b->indirect = t->indirect;
+    if (w->p && t->code_size == 8 && !(t->key & KEY_ONE))
+        decode_ahead(t, w->p + (rip - w->la), w->len - (unsigned)(rip - w->la));
     while (t->count < d->max_insns) {
         uint64_t off = code_linear(t, rip) - w->la;
         struct ginsn *g = &t->insn[t->count];
