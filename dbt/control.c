@@ -454,12 +454,37 @@ static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
     emit_landing(t, g);
 }
 
+// T0 = target. It is looked up once, before the push: nothing can discard what was found until the worker stops. Where
+// nothing is found, and the branch itself does not fault, the call leads to the stub that stops (COLD_CALL).
+static void emit_user_call(struct translation *t, struct ginsn *g, uint64_t next)
+{
+    struct asm_buf *a = &t->a;
+    bool short_imm = (int64_t)next == (int32_t)next && branch_size(t, g) == 8;
+    leave_parked(t);
+    struct cold *c = cold_add(t, COLD_CALL, t->current, false, emit_lookup(t));
+    c->back = a->p;
+    if (!short_imm) // the push takes T0, but leaves T1 alone
+        a_store_abs(a, 8, DBT(t, call_rip), T0);
+    emit_push(t, branch_size(t, g), PUSH_IMM, next);
+    if (!short_imm)
+        a_load_abs(a, 8, T0, DBT(t, call_rip));
+    uint32_t begin = offset_here(t);
+    a8(a, 0xff); // call [code + t1*8]
+    a_table(a, 2, (uint64_t)t->d->context->code, T1);
+    indirect_since(t, begin);
+    emit_landing(t, g);
+}
+
 static void emit_call_indirect(struct translation *t, struct ginsn *g)
 {
     struct asm_buf *a = &t->a;
     uint64_t next = (g->rip + g->z->length) & t->rip_mask;
     bool predicted = !one(t) && t->d->context && !out_of_code(t, next);
     emit_load_target(t, g);
+    if (user(t) && predicted) {
+        emit_user_call(t, g, next);
+        return;
+    }
     if (one(t)) {
         emit_check_target(t, g);
     } else if (may_leave_code(t, branch_size(t, g))) { // what has a block is in the code
@@ -491,6 +516,10 @@ void emit_cold_branch(struct translation *t, const struct cold *c)
     a_patch(&t->a, c->from);
     if (c->kind == COLD_CHECK) {
         emit_check_target(t, g);
+        a_jmp_to(&t->a, (uint64_t)(c->back + t->a.to_run));
+    } else if (c->kind == COLD_CALL) {
+        emit_check_target(t, g);
+        a_mov_imm(&t->a, T1, (uint64_t)((int64_t)(t->d->user_ib_miss_at - (uint64_t)t->d->context->code) / 8));
         a_jmp_to(&t->a, (uint64_t)(c->back + t->a.to_run));
     } else { // without a prediction
         emit_branch_id(t, g, 0);

@@ -285,7 +285,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
     uint64_t stub_enter, stub_service, stub_chain, stub_chain_host, stub_sensitive, stub_string, stub_gather, stub_ib_miss, stub_step,
         stub_slow[2][2], stub_seg, stub_bounce, stub_commit, stub_ret_miss[CONTEXTS], stub_ret_empty[CONTEXTS], stub_ret_none, stub_fault, stub_limit, stub_limit_host;
     // Where blocks of policy `user` go with an indirect branch whose target is not in the table: T0 = RIP, T1 = USER_BRANCH().
-    uint64_t user_ib_miss, user_end, user_ret_miss[USER_SPACES], user_ret_empty[USER_SPACES];
+    uint64_t user_ib_miss, user_ib_miss_at /* a word in memory that holds it */, user_end, user_ret_miss[USER_SPACES], user_ret_empty[USER_SPACES];
     uint64_t tail_begin, tail_end, stubs_begin, stubs_end;
     uint64_t slow_begin, slow_end;     // stubs that return into a block
     uint64_t returns_begin, returns_end; // stubs in which the guest's RIP is in T0

@@ -135,6 +135,7 @@ enum cold_kind {
     COLD_NUMBER, // the constant `la`, for an operand whose displacement is at `from`
     COLD_CHECK,  // whether an indirect branch, instruction `info`, leads out of the code; flags are parked
     COLD_LOOKUP, // there is no block for the target of that
+    COLD_CALL,   // the same of a call in policy `user`, which goes on with an index that leads to the stub that stops
     COLD_LIMIT,  // the run of instructions that begins with number `info` would go beyond the count's limit
 };
 struct cold {

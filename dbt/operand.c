@@ -281,7 +281,7 @@ void mem_cold(struct translation *t)
             count_cold(t, c);
             continue;
         }
-        if (c->kind == COLD_CHECK || c->kind == COLD_LOOKUP) {
+        if (c->kind == COLD_CHECK || c->kind == COLD_LOOKUP || c->kind == COLD_CALL) {
             emit_cold_branch(t, c);
             continue;
         }

@@ -195,6 +195,10 @@ static void user_stubs(struct gen *g)
         a_jmp_to(a, d->user_ib_miss);
     }
     d->user_end = asm_here(a);
+    while (asm_here(a) % 8)
+        a8(a, 0xcc);
+    d->user_ib_miss_at = asm_here(a);
+    a64(a, d->user_ib_miss);
 }
 
 int stubs_create(struct dbt *d)

@@ -8,9 +8,9 @@
 //  - Translated: each interrupt that comes while user code runs is a sample. It speaks for a worker if user code has entered the
 //    kernel seldom since the last sample. Short-lived processes never have enough of them.
 //  - In a worker: after EXITS exits, the time spent there per exit is looked at.
-//  - A page of code that may not run untranslated sends its callers to translated code and back. When that happens often, the
-//    worker is left; a program that goes on computing has all its code translated for it (policy `user`), once it has run for
-//    longer than that will take.
+//  - A page of code that may not run untranslated sends its callers to translated code and back. When that happens often, or
+//    samples find the program computing there, the worker is left; a program that goes on computing has all its code translated
+//    for it (policy `user`), once it has run for longer than that will take.
 #include "cpu/model.h"
 #include "dbt/dbt.h"
 #include "dbt/direct/private.h"
@@ -22,6 +22,7 @@
 #define BLOCK_NS     15000u  // what it takes to have a block translated once more
 #define FIRST_POINTS 3u
 #define MOST_POINTS  64u
+#define MOST_OUTSIDE 3u
 
 static uint64_t to_ns(const struct direct *d, uint64_t cycles)
 {
@@ -122,6 +123,7 @@ static void enter(struct direct *d, struct measure *m)
     engine(d)->direct_none = ~0ull;
     m->points = 0;
     m->cycles = m->exits = m->refused = 0;
+    m->outside = 0;
     d->n.chosen++;
     d->n.became_translated += m->translated;
 }
@@ -133,33 +135,67 @@ static void leave(struct direct *d, struct measure *m)
     d->n.left++;
 }
 
-void direct_sample(struct direct *d, bool user)
+// Untranslated it comes too often, or for too long, to code that may not run so.
+static void found_mixed(struct direct *d, struct measure *m)
 {
-    if (d->choice == DIRECT_EVERYTHING)
+    m->mixed = true;
+    m->outside = 0;
+    if (d->choice == DIRECT_EVERYTHING) {
+        m->translated = true;
+        d->n.became_translated++;
         return;
-    follow_root(d);
-    uint64_t now = __builtin_ia32_rdtsc(), calls = kernel_entries(d);
-    uint64_t passed = now - d->sampled_tsc, entries = calls - d->sampled_calls;
-    bool first = !d->sampled_tsc;
-    d->sampled_tsc = now;
-    d->sampled_calls = calls;
-    struct measure *m = d->now;
-    if (m->direct || m->excluded || first)
-        return;
-    if (!user || to_ns(d, passed) < (entries + 1) * OPEN_NS) {
+    }
+    leave(d, m);
+    if (is_worth_translating(d, m))
+        enter(d, m);
+}
+
+// A sample of code that has a worker, and may run there untranslated only.
+static void sample_inside(struct direct *d, struct measure *m, bool outside)
+{
+    if (!outside)
+        m->outside -= m->outside > 0;
+    else if (++m->outside == MOST_OUTSIDE)
+        found_mixed(d, m);
+}
+
+static void sample_outside(struct direct *d, struct measure *m, bool computes)
+{
+    if (!computes) {
         m->points -= m->points > 0;
         return;
     }
-    m->user_ns += to_ns(d, passed);
     if (m->points < MOST_POINTS)
         m->points++;
     if (m->points >= m->needed && (!m->mixed || is_worth_translating(d, m)))
         enter(d, m);
 }
 
+void direct_sample(struct direct *d, bool user)
+{
+    follow_root(d);
+    uint64_t now = __builtin_ia32_rdtsc(), calls = kernel_entries(d);
+    uint64_t passed = now - d->sampled_tsc, entries = calls - d->sampled_calls, cycles = d->cycles - d->sampled_cycles;
+    bool first = !d->sampled_tsc;
+    d->sampled_tsc = now;
+    d->sampled_calls = calls;
+    d->sampled_cycles = d->cycles;
+    struct measure *m = d->now;
+    if (m->excluded || first)
+        return;
+    bool computes = user && to_ns(d, passed) >= (entries + 1) * OPEN_NS;
+    if (computes && passed > cycles)
+        m->user_ns += to_ns(d, passed - cycles);
+    if (d->choice != DIRECT_EVERYTHING && !m->direct)
+        sample_outside(d, m, computes);
+    else if (d->policy == DIRECT_POLICY_CHOOSE && !m->translated)
+        sample_inside(d, m, computes && cycles < passed / 2);
+}
+
 void direct_left(struct direct *d, uint64_t cycles, bool exit)
 {
     struct measure *m = d->now;
+    d->cycles += cycles;
     if (d->choice == DIRECT_EVERYTHING || !m)
         return;
     m->cycles += cycles;
@@ -187,15 +223,6 @@ void direct_refused(struct direct *d)
     if (m->refused < EXITS)
         return;
     m->refused = 0;
-    if (to_ns(d, now - m->refused_tsc) >= (uint64_t)EXITS * MIXED_NS)
-        return;
-    m->mixed = true;
-    if (d->choice == DIRECT_EVERYTHING) {
-        m->translated = true;
-        d->n.became_translated++;
-        return;
-    }
-    leave(d, m);
-    if (is_worth_translating(d, m))
-        enter(d, m);
+    if (to_ns(d, now - m->refused_tsc) < (uint64_t)EXITS * MIXED_NS)
+        found_mixed(d, m);
 }

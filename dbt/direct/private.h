@@ -26,6 +26,7 @@ struct measure {
     uint32_t refused;  // times that it came to code that may not run untranslated
     uint8_t points;    // samples that spoke for a worker, less those that did not
     uint8_t needed;    // points that open a worker: more each time it was left
+    uint8_t outside;   // samples that found it computing outside its worker, less those that did not
     bool excluded;     // it maps addresses that a worker has for itself
     bool direct;
     bool mixed;        // untranslated it leaves its worker too often
@@ -41,7 +42,8 @@ struct direct {
     struct measure measure[MEASURES]; // by hash of the root table's address
     struct measure *now;              // of the address space that is current, as of `root`
     uint64_t root;
-    uint64_t sampled_tsc, sampled_calls, blocks_before;
+    uint64_t sampled_tsc, sampled_calls, sampled_cycles, blocks_before;
+    uint64_t cycles; // in workers
     uint32_t call; // number of the system call that the guest is in, when it may map memory
     struct workers *workers;
     struct shadow *shadow;
