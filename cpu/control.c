@@ -4,6 +4,7 @@
 //
 // A change that the translator keys blocks by bumps mode_gen; a change that alters what a linear address
 // means flushes. Both happen after every check and every access that can fault.
+#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 #include "cpu/model.h"
@@ -244,7 +245,7 @@ void op_mov_to_dr(struct vcpu *v, const struct insn *in)
     else if (n == 7)
         value = (value & DR7_WRITABLE) | DR7_ONE;
     if (v->s.dr[n] != value) {
-        v->s.dr[n] = value;
+        v->s.dr[n] = value ^ (PLANTED(debug_register) ? 4 : 0);
         if (n != 6) {
             v->mode_gen++;
             cpu_debug_update(v);
@@ -269,7 +270,7 @@ static void store_table(struct vcpu *v, const struct insn *in, const struct dtab
     struct __attribute__((packed)) {
         uint16_t limit;
         uint64_t base;
-    } image = {(uint16_t)t->limit, t->base};
+    } image = {(uint16_t)(t->limit + PLANTED(table_limit)), t->base};
     // Processors since the 386 store all 32 bits of the base, whatever the operand size.
     cpu_write_block(v, in->sreg, cpu_effective_address(v, in), &image, cpu_code64(v) ? 10 : 6);
     advance(v, in);
@@ -408,7 +409,7 @@ void op_invlpg(struct vcpu *v, const struct insn *in)
         la = offset + (sreg >= SEG_FS ? v->s.seg[sreg].base : 0);
     else
         la = (uint32_t)(offset + v->s.seg[sreg].base);
-    if (is_canonical(la))
+    if (is_canonical(la) && !PLANTED(stale_tlb))
         mmu_flush_page(v, la);
     advance(v, in);
 }

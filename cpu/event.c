@@ -5,6 +5,7 @@
 // event_enter() throws like an instruction and leaves the state alone when it does. cpu_deliver() catches
 // what it throws: it lends v->throw_buf to itself, combines the exceptions (3A table 6-5) and tries again, so
 // that the pair "first, second" becomes the second, a double fault, or a shutdown.
+#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 
@@ -272,7 +273,7 @@ void cpu_deliver(struct vcpu *v)
     if (v->event.none)
         return;
     if (v->event.vector == EXC_PF && !v->event.soft)
-        v->s.cr2 = v->event.cr2;
+        v->s.cr2 = v->event.cr2 + PLANTED(fault_address);
     v->s.activity = ACT_RUNNING;
     deliver(v, v->event.soft ? EVENT_SOFT : EVENT_FAULT);
 }
@@ -386,7 +387,7 @@ void op_int(struct vcpu *v, const struct insn *in)
         if (cpu_iopl(v) < 3)
             cpu_throw_error(v, EXC_GP, 0);
     }
-    event_enter(v, vector, EVENT_SOFT, false, 0, next_rip(v, in));
+    event_enter(v, vector, EVENT_SOFT, false, 0, next_rip(v, in) + PLANTED(return_address));
 }
 
 void op_int3(struct vcpu *v, const struct insn *in)

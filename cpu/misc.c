@@ -1,5 +1,6 @@
 // Sensitive instructions that are short: MSR and TSC access, CPUID, FS and GS bases, and those that are only
 // faults.
+#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 #include "cpu/model.h"
@@ -41,7 +42,7 @@ void op_wrmsr(struct vcpu *v, const struct insn *in)
 {
     require_feature(v, CPU_MSR);
     require_cpl0(v);
-    cpu_wrmsr(v, (uint32_t)v->s.gpr[RCX], v->s.gpr[RDX] << 32 | (uint32_t)v->s.gpr[RAX]);
+    cpu_wrmsr(v, (uint32_t)v->s.gpr[RCX], v->s.gpr[RDX] << 32 | ((uint32_t)v->s.gpr[RAX] ^ (PLANTED(msr) ? 16 : 0)));
     advance(v, in);
 }
 
@@ -55,7 +56,7 @@ void op_rdtsc(struct vcpu *v, const struct insn *in)
 {
     require_feature(v, CPU_TSC);
     check_tsd(v);
-    set_edx_eax(v, cpu_tsc(v));
+    set_edx_eax(v, cpu_tsc(v) + PLANTED(time_stamp));
     advance(v, in);
 }
 

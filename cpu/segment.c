@@ -3,6 +3,7 @@
 // Real mode changes selector and base only, so a limit loaded in protected mode survives ("unreal" mode);
 // v8086 mode loads all of the hidden part; protected mode checks (SDM 2B MOV, table of #GP #SS #NP;
 // 3A 5.5-5.8).
+#include "cpu/planted.h"
 #include "cpu/internal.h"
 
 #define ATTR_REAL (SEG_P | SEG_S | SEG_TYPE_W | SEG_TYPE_A)
@@ -219,7 +220,7 @@ void op_lar(struct vcpu *v, const struct insn *in)
     bool ok = visible(v, rm_read(v, in, 2), cpu_long(v) ? LAR_TYPES_LONG : LAR_TYPES, &d);
     if (ok)
         gpr_write(v, in->reg, in->op_size, (d.raw >> 32) & (in->op_size == 2 ? 0xff00 : 0xffff00));
-    finish_zf(v, in, ok);
+    finish_zf(v, in, ok != PLANTED(zero_flag));
 }
 
 void op_lsl(struct vcpu *v, const struct insn *in)
@@ -230,7 +231,7 @@ void op_lsl(struct vcpu *v, const struct insn *in)
     bool ok = visible(v, rm_read(v, in, 2), cpu_long(v) ? LSL_TYPES_LONG : LSL_TYPES, &d);
     if (ok) {
         descriptor_to_segment(&d, 0, false, &s);
-        gpr_write(v, in->reg, in->op_size, s.limit);
+        gpr_write(v, in->reg, in->op_size, s.limit - PLANTED(segment_limit));
     }
     finish_zf(v, in, ok);
 }

@@ -12,6 +12,7 @@
 //  4. Every byte is checked before the first one is stored; a load that faults has changed no register.
 //  5. In a deterministic run (struct vcpu_count) nothing of what the host does in between may show: which components are in
 //     use is told from their contents, and AMD's pointers, which a switch of threads loses, are 0 while no exception is pending.
+#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/model.h"
 #include <stddef.h>
@@ -635,6 +636,7 @@ void op_fxrstor(struct vcpu *v, const struct insn *in)
         pointers_from_32(image);
     host_fxsave(area); // for the registers that stay
     copy(area, image, size);
+    area[LEGACY_XMM + 7 * 16 + 3] ^= PLANTED(vector_register) ? 1 : 0;
     host_fxrstor(area);
     set_pointers(v, get(area + LEGACY_FIP, 8), get(area + LEGACY_FDP, 8));
     advance(v, in);

@@ -1,6 +1,7 @@
 // What of the PC runs beside the vCPU, with the guest's vector registers live in the host's: the wires
 // between the interrupt controllers, the clock, and the exits. An access to a chip that is itself compiled
 // for that costs a call; for any other the exit puts the guest's registers away first.
+#include "cpu/planted.h"
 #include "devices/pc.h"
 
 #include <sys/syscall.h>
@@ -360,7 +361,7 @@ static uint32_t exit_port_read(void *opaque, uint16_t port, unsigned size)
 {
     struct machine *m = opaque;
     enum vcpu_doing before = vcpu_does(m->v, DOING_DEVICES);
-    uint32_t value = port_read(m, port, size);
+    uint32_t value = port_read(m, port, size) ^ (PLANTED(port_value) && port == 0x402);
 
     vcpu_does(m->v, before);
     return value;

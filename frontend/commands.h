@@ -3,6 +3,8 @@
 
 int run_command(int argc, char *const argv[]);
 int info_command(int argc, char *const argv[]);
+int diverge_command(int argc, char *const argv[]);
+int diverge_side_command(int argc, char *const argv[]); // what diverge_command() runs, and nobody else
 // One line on standard error: "gnomon: " and the text.
 void error_line(const char *text);
 // The same as "WHAT: WORD: ADVICE", for a word somebody typed.

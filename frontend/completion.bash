@@ -13,17 +13,18 @@ _gnomon()
         previous=${COMP_WORDS[COMP_CWORD-2]}
     fi
     if [[ $COMP_CWORD -eq 1 ]]; then
-        mapfile -t COMPREPLY < <(compgen -W 'run info help --version' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W 'run info diverge help --version' -- "$current")
         return
     fi
     case ${COMP_WORDS[1]} in
     help)
-        [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W 'run machine-file keys exit cpu trace info' -- "$current")
+        [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W 'run machine-file keys exit cpu trace info diverge' -- "$current")
         return ;;
     info)
         [[ $COMP_CWORD -eq 2 ]] && mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$current")
         return ;;
     run) ;;
+    diverge) options+=' --a --b --gnomon-a --gnomon-b --from --until --every' ;;
     *) return ;;
     esac
     case $previous in
@@ -42,7 +43,8 @@ _gnomon()
     --on-crash) mapfile -t COMPREPLY < <(compgen -W 'exit reset halt' -- "$current") ;;
     --on-reboot) mapfile -t COMPREPLY < <(compgen -W 'reset exit' -- "$current") ;;
     --sandbox|--cell|--perf|--deterministic) mapfile -t COMPREPLY < <(compgen -W 'on off' -- "$current") ;;
-    --append|--timeout|--stop-at) ;;
+    --gnomon-a|--gnomon-b) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+    --append|--timeout|--stop-at|--a|--b|--from|--until|--every) ;;
     esac
     # --stats, --perf and --deterministic may also stand alone, before another option.
     if [[ $current == -* || ! $previous == --* ]]; then

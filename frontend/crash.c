@@ -37,7 +37,7 @@ static void print_segment(FILE *f, const char *name, const struct segment *s)
             s->attr);
 }
 
-static void print_code(FILE *f, struct vcpu *v)
+void code_print(FILE *f, struct vcpu *v)
 {
     uint8_t code[CODE_BYTES];
     uint64_t la = v->s.seg[SEG_CS].base + v->s.rip;
@@ -143,7 +143,7 @@ void crash_print(FILE *f, struct machine *m, const char *why)
     struct engine_step trail[ENGINE_TRAIL];
     unsigned steps = machine_trail(m, trail);
     print_last_exception(f, trail, steps);
-    print_code(f, v);
+    code_print(f, v);
     print_stack(f, v);
     print_trail(f, trail, steps);
     fflush(f);

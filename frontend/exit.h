@@ -12,4 +12,5 @@ enum exit_status {
     EXIT_TIMED_OUT = 10,    // --timeout
     EXIT_REBOOTED = 12,     // the guest asked for a reset and --on-reboot is exit
     EXIT_COUNTED = 14,      // --stop-at
+    EXIT_DIFFERENT = 16,    // gnomon diverge found a difference
 };

@@ -89,6 +89,7 @@ static void topic_exit(FILE *f)
           "  10  timed out: --timeout\n"
           "  12  the guest rebooted: --on-reboot exit\n"
           "  14  so many instructions have retired: --stop-at\n"
+          "  16  gnomon diverge found a difference\n"
           " odd  (v << 1) | 1, where the guest wrote v to the debug-exit port 0xF4\n"
           "gnomon info says what this host refuses.\n",
           f);
@@ -122,6 +123,25 @@ static void topic_cpu(FILE *f)
           f);
 }
 
+static void topic_diverge(FILE *f)
+{
+    fputs("gnomon diverge [MACHINE.ini] [OPTION]... [--a OPTIONS] [--b OPTIONS]\n"
+          "\n"
+          "Runs one guest twice, deterministically, and finds the first instruction behind which the two runs\n"
+          "are not the same: registers, chips, memory, device accesses. The options are those of gnomon run.\n"
+          "  --a OPTIONS      more options for the first run, in quotes\n"
+          "  --b OPTIONS      and for the second\n"
+          "  --gnomon-a FILE  the first run is this gnomon's: another version, another build\n"
+          "  --gnomon-b FILE  the second\n"
+          "  --from COUNT     how many instructions need no comparison\n"
+          "  --until COUNT    how many are compared; without it, until the guest ends\n"
+          "  --every COUNT    compare at least so often (64000000)\n"
+          "What leaves no trace until the next comparison is not noticed. Serial ports are nowhere unless they\n"
+          "go to files. Exit statuses: 0 no difference, 16 a difference, 2 and 4 as for gnomon run.\n"
+          "  gnomon diverge --kernel bzImage --until 100000000 --b '--cell off --sandbox off'\n",
+          f);
+}
+
 static const struct {
     const char *name, *help;
     void (*print)(FILE *f);
@@ -133,12 +153,14 @@ static const struct {
     {"cpu", "processor models", topic_cpu},
     {"trace", "what can be logged", topic_trace},
     {"info", "what the host allows, and what follows", topic_info},
+    {"diverge", "find where two runs part", topic_diverge},
 };
 
 void help_topics(FILE *f)
 {
     fputs("gnomon run [MACHINE.ini] [OPTION]...   run a machine\n"
           "gnomon info [--json]                   what the host allows\n"
+          "gnomon diverge [OPTION]...             find where two runs part\n"
           "gnomon help [TOPIC]                    help\n"
           "gnomon --version                       the version\n"
           "\nTopics:\n",

@@ -49,6 +49,7 @@ static const struct {
     int (*main)(int argc, char *const argv[]);
 } commands[] = {
     {"run", run_command},           {"info", info_command},   {"help", help_command},
+    {"diverge", diverge_command},   {"diverge-side", diverge_side_command},
     {"version", version_command},   {"--help", help_command}, {"-h", help_command},
     {"--version", version_command}, {"-V", version_command},
 };
@@ -60,7 +61,7 @@ static int dispatch(int argc, char *const argv[])
         return 0;
     }
     for (int i = 2; i < argc; i++) {
-        bool topic = !strcmp(argv[1], "run") || !strcmp(argv[1], "info");
+        bool topic = !strcmp(argv[1], "run") || !strcmp(argv[1], "info") || !strcmp(argv[1], "diverge");
         if (topic && (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))) {
             help_topic(stdout, argv[1]);
             return 0;
@@ -72,7 +73,7 @@ static int dispatch(int argc, char *const argv[])
             return commands[i].main(argc - 2, argv + 2);
         best = closer_word(argv[1], strlen(argv[1]), best, commands[i].name);
     }
-    return unknown("unknown command", argv[1], best, "the first word is run, info or help");
+    return unknown("unknown command", argv[1], best, "the first word is run, info, diverge or help");
 }
 
 // The number of a standard file that is closed would go to the next one opened, a disk for instance, and so

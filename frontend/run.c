@@ -7,6 +7,7 @@
 
 #include "devices/machine.h"
 #include "frontend/commands.h"
+#include "frontend/configure.h"
 #include "frontend/exit.h"
 #include "frontend/figures.h"
 #include "frontend/input.h"
@@ -149,37 +150,18 @@ static struct machine *create(struct run *r, char *error, bool *usage)
 {
     const struct run_options *o = &r->options;
     struct machine_disk disks[MAX_DISKS];
-    for (unsigned i = 0; i < o->disk_count; i++)
-        disks[i] = (struct machine_disk){o->disks[i].path, o->disks[i].readonly, o->disks[i].snapshot};
-    struct machine_config config = {
-        .memory_bytes = o->memory_bytes,
-        .cpu = o->cpu,
-        .kernel = o->kernel,
-        .initrds = (const char *const *)o->initrds,
-        .initrd_count = o->initrd_count,
-        .append = o->append,
-        .bios = o->bios,
-        .disks = disks,
-        .disk_count = o->disk_count,
-        .on_crash = (enum machine_on_crash)o->on_crash,
-        .reset_exits = o->on_reboot == ON_REBOOT_EXIT,
-        .crashed = on_crashed,
-        .trace_cpu = o->trace & LOG_CPU ? on_trace_cpu : NULL,
-        .trace_io = o->trace & LOG_IO ? on_trace_io : NULL,
-        .opaque = r,
-        .cell = o->cell,
-        .sandbox = o->sandbox,
-        .direct = (enum machine_direct)o->direct,
-        .policy = (enum machine_policy)o->policy,
-        .trace_blocks = o->trace & LOG_CODE,
-        .trace_exc = o->trace & LOG_EXC,
-        .trace_mmu = o->trace & LOG_MMU,
-        .deterministic = o->deterministic,
-        .epoch_s = o->epoch_s,
-        .measure = o->stats != STATS_OFF,
-        .perf_map = o->perf ? on_perf_map : NULL,
-        .trace_code = o->trace & (LOG_CODE | LOG_EXC | LOG_MMU) ? r->trace.f : NULL,
-    };
+    struct machine_config config;
+    configure(&config, disks, o);
+    config.crashed = on_crashed;
+    config.trace_cpu = o->trace & LOG_CPU ? on_trace_cpu : NULL;
+    config.trace_io = o->trace & LOG_IO ? on_trace_io : NULL;
+    config.opaque = r;
+    config.trace_blocks = o->trace & LOG_CODE;
+    config.trace_exc = o->trace & LOG_EXC;
+    config.trace_mmu = o->trace & LOG_MMU;
+    config.measure = o->stats != STATS_OFF;
+    config.perf_map = o->perf ? on_perf_map : NULL;
+    config.trace_code = o->trace & (LOG_CODE | LOG_EXC | LOG_MMU) ? r->trace.f : NULL;
     for (unsigned i = 0; i < MAX_SERIALS; i++)
         if (r->serials[i].kind != CHAR_NONE)
             config.serial[i] = serial_char_out(&r->serials[i]);

@@ -22,6 +22,7 @@ void trace_io(struct trace *t, bool mmio, bool write, uint64_t address, unsigned
 
 // What is printed when the guest crashed (frontend/crash.c): registers, control state, the code around RIP, the last blocks.
 void crash_print(FILE *f, struct machine *m, const char *why);
+void code_print(FILE *f, struct vcpu *v); // the part of it that is the code: some bytes before RIP, instructions from there on
 // What --stop-at prints (frontend/state.c). The guest stands still.
 void state_print(FILE *f, struct machine *m);
 void state_print_cpu(FILE *f, struct machine *m); // the part of it that is the vCPU's

@@ -1,6 +1,7 @@
 // Linear accesses for C code. The common one, up to 8 bytes in a page the TLB has, is a compare and a load;
 // the rest goes a page at a time, in two rounds: first every page is translated, so that a fault leaves
 // nothing half done and no device touched; then bytes move.
+#include "cpu/planted.h"
 #include "mmu/mem.h"
 #include "mmu/private.h"
 
@@ -157,6 +158,7 @@ void mmu_read(struct vcpu *v, uint64_t la, void *data, unsigned n, unsigned acc)
 
 void mmu_write(struct vcpu *v, uint64_t la, const void *data, unsigned n, unsigned acc)
 {
+    n -= PLANTED(memory_write) && (la & (PAGE_SIZE - 1)) + n > PAGE_SIZE;
     la = linear(v, la);
     acc |= ACC_WRITE;
     if (n > page_left(la))

@@ -17,6 +17,7 @@
 //
 // Example, 4-level, user write to a page whose PTE has R/W=0: A is set in PML4E, PDPTE and PDE; the PTE
 // stays as it is; error = P | W/R | U/S = 7.
+#include "cpu/planted.h"
 #include "cpu/model.h"
 #include "mmu/private.h"
 
@@ -106,12 +107,13 @@ static inline enum outcome finish(struct vcpu *v, const struct request *q, struc
         *error = q->error | PF_P;
         return WALK_FAULT;
     }
-    if (q->set && !set_bits(v, leaf, size, q->acc & ACC_WRITE ? PTE_A | PTE_D : PTE_A))
+    uint64_t bits = (PLANTED(accessed_bit) ? 0 : PTE_A) | (q->acc & ACC_WRITE && !PLANTED(dirty_bit) ? PTE_D : 0);
+    if (q->set && !set_bits(v, leaf, size, bits))
         return WALK_AGAIN;
     bool may_write = (rights & PTE_W) || (q->supervisor && !(v->s.cr0 & CR0_WP));
     w->page_size = 1ull << shift;
     w->gpa = (base | (q->la & (w->page_size - 1))) & v->mem->a20_mask;
-    w->writable = may_write && (leaf->value & PTE_D);
+    w->writable = may_write && (leaf->value & PTE_D || PLANTED(dirty_bit));
     w->global = (leaf->value & PTE_G) && (v->s.cr4 & CR4_PGE);
     w->user = rights & PTE_U;
     return WALK_OK;
@@ -226,7 +228,7 @@ static inline bool walk(struct vcpu *v, uint64_t la, unsigned acc, bool set, str
     }
     struct request q = {.la = la, .acc = acc, .set = set};
     q.supervisor = (acc & (ACC_USER | ACC_SYSTEM)) != ACC_USER;
-    q.error = (acc & ACC_WRITE ? PF_WR : 0) | (q.supervisor ? 0 : PF_US);
+    q.error = (acc & ACC_WRITE && !PLANTED(error_code) ? PF_WR : 0) | (q.supervisor ? 0 : PF_US);
     bool has_xd = (v->s.cr4 & CR4_PAE) && (v->s.efer & EFER_NXE);
     if ((acc & ACC_EXEC) && (has_xd || (v->s.cr4 & CR4_SMEP)))
         q.error |= PF_ID;

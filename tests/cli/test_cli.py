@@ -122,7 +122,7 @@ class Words(unittest.TestCase):
                              (["help", "machine_file"], "machine-file")):
             self.one_line(gnomon(*words), 2, f"{words[-1]}: did you mean {meant}?")
         for word in ("--kernel", "vmlinuz", ""):
-            self.one_line(gnomon(word), 2, "the first word is run, info or help")
+            self.one_line(gnomon(word), 2, "the first word is run, info, diverge or help")
         self.one_line(gnomon("run"), 2, "nothing to boot")
         self.one_line(gnomon("run", "--memroy", "1G"), 2, "did you mean --memory?")
         self.one_line(boot("x", "--cpus", "2"), 2, "--cpus")
@@ -154,6 +154,23 @@ class Words(unittest.TestCase):
             result = gnomon("run", "--kernel", "/no/such/kernel", "--serial", f"file:{work}/log", "--serial", f"unix:{work}/sock")
             self.assertEqual(result.returncode, 2)
             self.assertEqual(os.listdir(work), [])
+
+    def test_diverge_refuses_what_it_cannot_do(self):
+        for words in (["--until"], ["--until", "x"], ["--from", "5", "--until", "3"], ["--every", "0"], ["--a"], ["--a", "--zzz"],
+                      ["--a", "'open"], ["--gnomon-b", "/none"], ["--stats"], ["--serial", "stdio"], ["--timeout", "3"]):
+            self.one_line(gnomon("diverge", "--kernel", GUEST, *words), 2, "")
+        done = gnomon("diverge", "--kernel", "/none")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("/none: No such file", done.stderr)
+
+    def test_diverge_finds_what_differs_and_nothing_else(self):
+        done = gnomon("diverge", "--kernel", GUEST, "--append", "x", "--memory", "32M", "--b", "--cell off --sandbox off")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("No difference in ", done.stdout)
+        done = gnomon("diverge", "--kernel", GUEST, "--append", "x", "--memory", "32M", "--b", "--append 'x '")
+        self.assertEqual((done.returncode, done.stderr), (16, ""))
+        self.assertIn("not the same before their first instruction", done.stdout)
+        self.assertIn("a: 00  b: 20", done.stdout)
 
 
 class Statuses(unittest.TestCase):

@@ -283,8 +283,10 @@ static void escape(char *out, const char *name)
 static void the_man_page_has_every_option_and_no_other(void **state)
 {
     (void)state;
-    char *text = slurp("docs/gnomon.1");
+    char *text = slurp("docs/gnomon.1"), *others = strstr(text, "\n.SH INFO");
     size_t found = 0;
+    assert_non_null(others);
+    *others = 0;
     for (size_t i = 0; i < run_option_count; i++) {
         char name[64], entry[128];
         escape(name, run_option_table[i].name);

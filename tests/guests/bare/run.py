@@ -22,6 +22,7 @@ SOURCES = {
     "rewrite": ["start.S", "bare.c", "rewrite.c"],
     "random": ["start.S", "bare.c", "random.c"],
     "faults": ["start.S", "bare.c", "faults.c"], # for deterministic.py
+    "parts": ["start.S", "bare.c", "parts.c"], # for diverge.py
 }
 EXIT_GOOD = 1  # (0 << 1) | 1
 
