@@ -67,7 +67,7 @@ struct cpu_event { // the exception being thrown or delivered
 };
 
 // What the vCPU's thread does; with --stats, for how long. Its own thread only.
-enum vcpu_doing { DOING_NOTHING /* not in the engine's run loop */, DOING_CORE, DOING_TRANSLATION, DOING_DEVICES, DOING_IDLE, DOING_DIRECT /* a worker has guest code in hand */, DOING_KINDS };
+enum vcpu_doing { DOING_NOTHING /* not in the engine's run loop */, DOING_CORE, DOING_TRANSLATION, DOING_DEVICES, DOING_IDLE, DOING_RAW /* a worker has guest code in hand */, DOING_USER /* a worker has what was translated for it */, DOING_KINDS };
 struct vcpu_time {
     bool measured;
     uint8_t doing;

@@ -246,7 +246,8 @@ enum vector_kind { VECTORS_XMM, VECTORS_YMM, VECTORS_ZMM_K16 /* no AVX512BW */, 
 // Where the sampling signal of --stats found the thread (dbt/measure.c).
 enum sample_place { SAMPLE_TRANSLATED, SAMPLE_HELPERS, SAMPLE_TRANSLATOR, SAMPLE_DEVICES, SAMPLE_ELSEWHERE, SAMPLE_PLACES };
 struct samples {
-    uint64_t count, cpu_ns; // cpu_ns: of the thread, since the sample before each
+    uint64_t count, user; // user: of these, at CPL 3
+    uint64_t cpu_ns;      // of the thread, since the sample before each
 };
 
 enum dbt_event { EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_FLUSH_PAGE, EVENT_FLUSH_ALL, EVENT_CODE_WRITTEN };

@@ -53,6 +53,7 @@ static void on_sample(int sig, siginfo_t *info, void *context)
     struct samples *s = &d->samples[place(d, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP])];
     uint64_t now = thread_cpu_ns();
     s->count++;
+    s->user += d->v->s.cpl == 3;
     s->cpu_ns += now - d->sampled_cpu_ns;
     d->sampled_cpu_ns = now;
 }
@@ -124,11 +125,18 @@ void measure_emit(struct dbt *d, void (*emit)(void *opaque, const char *name, ui
     uint64_t q32 = d->v->model->host_ns_per_tsc_q32,
              core_ns = (uint64_t)((unsigned __int128)t->tsc[DOING_CORE] * q32 >> 32);
     uint64_t translated_ns = part(core_ns, s[SAMPLE_TRANSLATED].count, core);
+    uint64_t checked_ns = core ? part(core_ns, s[SAMPLE_TRANSLATED].user + s[SAMPLE_HELPERS].user, core) : 0,
+             raw_ns = (uint64_t)((unsigned __int128)t->tsc[DOING_RAW] * q32 >> 32),
+             user_ns = (uint64_t)((unsigned __int128)t->tsc[DOING_USER] * q32 >> 32);
     const struct {
         const char *name;
         uint64_t value;
     } rows[] = {
-        {"time_direct", (uint64_t)((unsigned __int128)t->tsc[DOING_DIRECT] * q32 >> 32)},
+        {"time_direct", raw_ns + user_ns},
+        {"time_guest_raw", raw_ns},
+        {"time_guest_user", user_ns},
+        {"time_guest_checked", checked_ns},
+        {"time_guest_kernel", core_ns - checked_ns},
         {"time_translated", translated_ns},
         {"time_helpers", core_ns - translated_ns},
         {"time_devices", (uint64_t)((unsigned __int128)t->tsc[DOING_DEVICES] * q32 >> 32)},

@@ -99,6 +99,7 @@ static void collect_machine(struct table *t, struct machine *m)
 // ---- how they are shown
 static const char *const time_rows[] = {"time_direct",     "time_translated", "time_helpers", "time_translator",
                                         "time_devices",    "time_idle",       NULL};
+static const char *const guest_rows[] = {"time_guest_raw", "time_guest_user", "time_guest_checked", "time_guest_kernel", NULL};
 static const char *const cpu_rows[] = {"time_cpu_user",
                                        "time_cpu_system",
                                        "time_cpu_direct",
@@ -228,6 +229,13 @@ void figures_list(void *opaque, struct stats_sink *sink)
     collect_host(t, r);
 
     put_wall(t, sink, wall_ns);
+    if (find(t, "time_guest_kernel")) {
+        uint64_t sum = 0;
+        for (unsigned i = 0; guest_rows[i]; i++)
+            sum += value_of(t, guest_rows[i]);
+        stats_group(sink, "guest time by how code is run");
+        put_times(t, sink, guest_rows, sum);
+    }
     stats_group(sink, "processor time, of all processes");
     put_times(t, sink, cpu_rows, value_of(t, "time_cpu_user") + value_of(t, "time_cpu_system"));
     for (unsigned g = 0; g < sizeof groups / sizeof groups[0]; g++) {

@@ -294,10 +294,10 @@ static void wait_cycles(uint64_t cycles)
         ;
 }
 
-void direct_turn(struct direct *d, int n, bool stops_soon, struct worker_event *e)
+void direct_turn(struct direct *d, int n, enum vcpu_doing what, bool stops_soon, struct worker_event *e)
 {
     d->n.handoffs++;
-    vcpu_does(d->v, DOING_DIRECT);
+    vcpu_does(d->v, what);
     if (PLANTED(kicks_between_turns) && stops_soon)
         wait_cycles(5000000);
     __atomic_store_n(&d->running, n, __ATOMIC_SEQ_CST);
@@ -325,7 +325,7 @@ static enum direct_result raw_run(struct direct *d, int n, struct direct_fault *
         if (!direct_carry_out(d, n))
             e.why = WORKER_NO_ROOM;
         else
-            direct_turn(d, n, false, &e);
+            direct_turn(d, n, DOING_RAW, false, &e);
         if (e.why == WORKER_NO_ROOM) { // it has not run on: the state is where it was
             if (again)
                 take_state(d, n);

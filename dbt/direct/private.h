@@ -83,7 +83,7 @@ enum direct_result translated_run(struct direct *x, int n, struct direct_fault *
 // ---- direct.c, for both
 bool direct_carry_out(struct direct *d, int n);                       // what the shadow says; false: there is no room
 // Lets the worker run until it stops; stops_soon: whatever is requested.
-void direct_turn(struct direct *d, int n, bool stops_soon, struct worker_event *e);
+void direct_turn(struct direct *d, int n, enum vcpu_doing what, bool stops_soon, struct worker_event *e);
 void direct_give_up(struct direct *d, int n);                         // of a worker that is of no more use
 void direct_put_rest(struct direct *d, int n);                        // bases, selectors, vector state
 void direct_take_rest(struct direct *d, int n, uint64_t flags);       // the same, and flags

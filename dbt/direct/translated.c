@@ -427,7 +427,7 @@ enum direct_result translated_run(struct direct *x, int n, struct direct_fault *
         if (!prepare(x, n))
             e.why = WORKER_NO_ROOM;
         else
-            direct_turn(x, n, d->planted_count || worker_regs(x->workers, (unsigned)n)->rflags & FL_TF, &e);
+            direct_turn(x, n, DOING_USER, d->planted_count || worker_regs(x->workers, (unsigned)n)->rflags & FL_TF, &e);
         if (e.why == WORKER_NO_ROOM) {
             result = next == MAKE || rescue(x, n) ? DIRECT_CODE : DIRECT_LOST;
             next = LEAVE;
