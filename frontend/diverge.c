@@ -8,6 +8,7 @@
 // A stop may hide what is looked for: it empties the software TLB, so a stale entry is gone. Where the steps find nothing the
 // stretch is bisected, with machines that run from their beginning to the one count without a stop.
 #include <errno.h>
+#include <fcntl.h>
 #include <glib.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -26,6 +27,7 @@
 #define FINER      32u
 #define MOST_BYTES 16u // of memory that are printed
 #define MOST_LINES 24u // of events
+#define MOST_TEXT  (1u << 30) // bytes of an answer
 
 enum { A, B, SIDES };
 static const char names[SIDES] = {'a', 'b'};
@@ -56,56 +58,66 @@ struct diverge {
 
 // ---- sides
 
+// Closes its pipes, by which it ends if it has not, and waits for that. Returns its wait status, 0: there is none.
+static int finish(struct side *s)
+{
+    int status = 0;
+    if (s->to)
+        fclose(s->to);
+    if (s->from)
+        fclose(s->from);
+    s->to = s->from = NULL;
+    if (s->pid > 0)
+        while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
+            ;
+    s->pid = 0;
+    return status;
+}
+
 static void stop(struct side *s)
 {
-    if (!s->pid)
-        return;
-    fclose(s->to);
-    fclose(s->from);
-    kill(s->pid, SIGTERM);
-    while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR)
-        ;
-    s->pid = 0;
+    if (s->pid > 0)
+        kill(s->pid, SIGTERM); // it may be running
+    finish(s);
+}
+
+static _Noreturn void become_side(struct diverge *d, unsigned n, int in, int out)
+{
+    if (dup2(in, 0) < 0 || dup2(out, 1) < 0) // all the others close by themselves
+        _exit(EXIT_HOST_ERROR);
+    if (n == A)
+        unsetenv("GNOMON_PLANTED"); // it is the other that has a bug
+    execv(d->side[n].gnomon, d->side[n].argv);
+    print_error_about("can't run it", d->side[n].gnomon, strerror(errno));
+    _exit(EXIT_HOST_ERROR);
 }
 
 static bool start(struct diverge *d, unsigned n)
 {
     struct side *s = &d->side[n];
-    int to[2], from[2];
+    int to[2] = {-1, -1}, from[2] = {-1, -1};
+    pid_t pid = -1;
     stop(s);
-    if (pipe2(to, 0) < 0)
-        goto failed;
-    if (pipe2(from, 0) < 0) {
+    if (!pipe2(to, O_CLOEXEC) && !pipe2(from, O_CLOEXEC))
+        pid = fork();
+    if (!pid)
+        become_side(d, n, to[0], from[1]);
+    if (to[0] >= 0)
         close(to[0]);
+    if (from[1] >= 0)
+        close(from[1]);
+    if (pid > 0) {
+        s->pid = pid;
+        s->to = fdopen(to[1], "w");
+        s->from = fdopen(from[0], "r");
+    }
+    if (!s->to && to[1] >= 0)
         close(to[1]);
-        goto failed;
-    }
-    s->pid = fork();
-    if (!s->pid) {
-        dup2(to[0], 0);
-        dup2(from[1], 1);
-        for (unsigned i = 0; i < 2; i++) {
-            close(to[i]);
-            close(from[i]);
-        }
-        for (unsigned i = 0; i < SIDES; i++) // the other's
-            if (i != n && d->side[i].pid) {
-                close(fileno(d->side[i].to));
-                close(fileno(d->side[i].from));
-            }
-        if (n == A)
-            unsetenv("GNOMON_PLANTED"); // it is the other that has a bug
-        execv(s->gnomon, s->argv);
-        print_error_about("can't run it", s->gnomon, strerror(errno));
-        _exit(EXIT_HOST_ERROR);
-    }
-    close(to[0]);
-    close(from[1]);
-    s->to = fdopen(to[1], "w");
-    s->from = fdopen(from[0], "r");
-    if (s->pid > 0 && s->to && s->from)
+    if (!s->from && from[0] >= 0)
+        close(from[0]);
+    if (s->to && s->from)
         return true;
-failed:
+    stop(s);
     error_line("can't make a process: a side of the comparison: end some programs and try again");
     d->status = EXIT_HOST_ERROR;
     return false;
@@ -121,9 +133,9 @@ static void ask(struct side *s, const char *format, uint64_t number)
 static bool receive(struct diverge *d, unsigned n, struct answer *a)
 {
     struct side *s = &d->side[n];
-    int status = 0;
     *a = (struct answer){0};
-    if (fscanf(s->from, "%7s %d %" SCNu64 " %zu", a->word, &a->status, &a->count, &a->size) == 4 && fgetc(s->from) == '\n') {
+    if (fscanf(s->from, "%7s %d %" SCNu64 " %zu", a->word, &a->status, &a->count, &a->size) == 4 && fgetc(s->from) == '\n' &&
+        a->size <= MOST_TEXT) {
         a->text = g_malloc(a->size + 1);
         if (fread(a->text, 1, a->size, s->from) == a->size) {
             a->text[a->size] = 0;
@@ -131,11 +143,7 @@ static bool receive(struct diverge *d, unsigned n, struct answer *a)
         }
         g_clear_pointer(&a->text, g_free);
     }
-    fclose(s->to); // it ends by that, if it has not
-    fclose(s->from);
-    while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
-        ;
-    s->pid = 0;
+    int status = finish(s);
     d->status = WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_HOST_ERROR;
     fprintf(stderr, "gnomon: side %c ended: diverge: what it said is above\n", names[n]);
     return false;
@@ -411,7 +419,7 @@ static bool number(const char *option, const char *text, uint64_t *value)
     return false;
 }
 
-// argv of a side's process: the common options and its own; no port of it may be on our terminal.
+// argv of a side's process: the common options and its own.
 static bool make_argv(struct side *s, GPtrArray *common, const char *own)
 {
     GPtrArray *all = g_ptr_array_new();
@@ -437,15 +445,20 @@ static bool make_argv(struct side *s, GPtrArray *common, const char *own)
     if (!run_options_parse(&o, (int)all->len - 2, (char **)all->pdata + 2, line)) {
         good = false;
     } else {
-        bool terminal = false;
+        bool serial = o.debugcon.kind != CHAR_NONE, written = false;
         for (unsigned i = 0; i < o.serial_count; i++)
-            terminal |= o.serials[i].kind == CHAR_STDIO;
+            serial |= o.serials[i].kind != CHAR_NONE;
+        for (unsigned i = 0; i < o.disk_count; i++)
+            written |= !o.disks[i].snapshot && !o.disks[i].readonly;
         if (!o.deterministic) {
             g_ptr_array_add(all, g_strdup("--deterministic"));
             o.deterministic = true;
         }
-        if (terminal || o.debugcon.kind == CHAR_STDIO || o.trace || o.stats || o.perf) {
+        if (serial || o.trace || o.stats || o.perf) {
             snprintf(line, sizeof line, "not with diverge: --serial, --debugcon, --trace, --stats, --perf: leave it out; events are compared without");
+            good = false;
+        } else if (written) { // by both, and anew by each that is started
+            snprintf(line, sizeof line, "both machines would write to it: --disk: add ,snapshot=on");
             good = false;
         } else if (o.timeout_ns || o.stop_at != UINT64_MAX) {
             snprintf(line, sizeof line, "not with diverge: --timeout, --stop-at: use --until COUNT");

@@ -136,8 +136,9 @@ static void topic_diverge(FILE *f)
           "  --from COUNT     how many instructions need no comparison\n"
           "  --until COUNT    how many are compared; without it, until the guest ends\n"
           "  --every COUNT    compare at least so often (64000000)\n"
-          "What leaves no trace until the next comparison is not noticed. Serial ports are nowhere unless they\n"
-          "go to files. Exit statuses: 0 no difference, 16 a difference, 2 and 4 as for gnomon run.\n"
+          "What leaves no trace until the next comparison is not noticed. Serial ports lead nowhere, disks must\n"
+          "have snapshot=on or readonly=on, and a guest that reboots has ended. Exit statuses: 0 no difference,\n"
+          "16 a difference, 2 and 4 as for gnomon run.\n"
           "  gnomon diverge --kernel bzImage --until 100000000 --b '--cell off --sandbox off'\n",
           f);
 }

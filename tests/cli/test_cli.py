@@ -157,8 +157,10 @@ class Words(unittest.TestCase):
 
     def test_diverge_refuses_what_it_cannot_do(self):
         for words in (["--until"], ["--until", "x"], ["--from", "5", "--until", "3"], ["--every", "0"], ["--a"], ["--a", "--zzz"],
-                      ["--a", "'open"], ["--gnomon-b", "/none"], ["--stats"], ["--serial", "stdio"], ["--timeout", "3"]):
+                      ["--a", "'open"], ["--gnomon-b", "/none"], ["--stats"], ["--serial", "stdio"], ["--serial", "file:/dev/null"], ["--debugcon", "file:/dev/null"],
+                      ["--timeout", "3"], ["--disk", GUEST], ["--b", f"--disk {GUEST}"]):
             self.one_line(gnomon("diverge", "--kernel", GUEST, *words), 2, "")
+        self.one_line(gnomon("diverge", "--kernel", GUEST, "--disk", GUEST), 2, "--disk", "snapshot=on")
         done = gnomon("diverge", "--kernel", "/none")
         self.assertEqual(done.returncode, 2)
         self.assertIn("/none: No such file", done.stderr)
