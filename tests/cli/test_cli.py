@@ -165,6 +165,10 @@ class Words(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn("/none: No such file", done.stderr)
 
+    def test_diverge_without_processes_ends_nobody_elses(self):
+        done = gnomon("diverge", "--kernel", GUEST, env={**os.environ, "LD_PRELOAD": MISBEHAVE, "MISBEHAVE": "fork"})
+        self.one_line(done, 4, "can't make a process")
+
     def test_diverge_finds_what_differs_and_nothing_else(self):
         done = gnomon("diverge", "--kernel", GUEST, "--append", "x", "--memory", "32M", "--b", "--cell off --sandbox off")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
