@@ -33,7 +33,7 @@ enum { A, B, SIDES };
 static const char names[SIDES] = {'a', 'b'};
 
 struct answer {
-    char word[8]; // state, end, text
+    char word[8]; // ready, state, end, text
     int status;
     uint64_t count;
     char *text; // g_free()
@@ -81,6 +81,27 @@ static void stop(struct side *s)
     finish(s);
 }
 
+// False: the side has ended. If it did so by itself it has said why.
+static bool receive(struct diverge *d, unsigned n, struct answer *a)
+{
+    struct side *s = &d->side[n];
+    *a = (struct answer){0};
+    if (fscanf(s->from, "%7s %d %" SCNu64 " %zu", a->word, &a->status, &a->count, &a->size) == 4 && fgetc(s->from) == '\n' &&
+        a->size <= MOST_TEXT) {
+        a->text = g_malloc(a->size + 1);
+        if (fread(a->text, 1, a->size, s->from) == a->size) {
+            a->text[a->size] = 0;
+            return true;
+        }
+        g_clear_pointer(&a->text, g_free);
+    }
+    int status = finish(s);
+    d->status = WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_HOST_ERROR;
+    if (!WIFEXITED(status) || !WEXITSTATUS(status))
+        fprintf(stderr, "gnomon: side %c ended in the middle: diverge: run it alone with --deterministic\n", names[n]);
+    return false;
+}
+
 static _Noreturn void become_side(struct diverge *d, unsigned n, int in, int out)
 {
     if (dup2(in, 0) < 0 || dup2(out, 1) < 0) // all the others close by themselves
@@ -115,8 +136,12 @@ static bool start(struct diverge *d, unsigned n)
         close(to[1]);
     if (!s->from && from[0] >= 0)
         close(from[0]);
-    if (s->to && s->from)
-        return true;
+    if (s->to && s->from) { // one after the other, or both would complain at once
+        struct answer ready;
+        bool good = receive(d, n, &ready);
+        g_free(ready.text);
+        return good;
+    }
     stop(s);
     error_line("can't make a process: a side of the comparison: end some programs and try again");
     d->status = EXIT_HOST_ERROR;
@@ -127,26 +152,6 @@ static void ask(struct side *s, const char *format, uint64_t number)
 {
     fprintf(s->to, format, number);
     fflush(s->to);
-}
-
-// Null: the side has ended.
-static bool receive(struct diverge *d, unsigned n, struct answer *a)
-{
-    struct side *s = &d->side[n];
-    *a = (struct answer){0};
-    if (fscanf(s->from, "%7s %d %" SCNu64 " %zu", a->word, &a->status, &a->count, &a->size) == 4 && fgetc(s->from) == '\n' &&
-        a->size <= MOST_TEXT) {
-        a->text = g_malloc(a->size + 1);
-        if (fread(a->text, 1, a->size, s->from) == a->size) {
-            a->text[a->size] = 0;
-            return true;
-        }
-        g_clear_pointer(&a->text, g_free);
-    }
-    int status = finish(s);
-    d->status = WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_HOST_ERROR;
-    fprintf(stderr, "gnomon: side %c ended: diverge: what it said is above\n", names[n]);
-    return false;
 }
 
 static bool ask_text(struct diverge *d, unsigned n, const char *format, uint64_t number, char **text)

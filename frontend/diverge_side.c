@@ -1,5 +1,5 @@
 // One side of `gnomon diverge`: a machine that does what it is told on standard input, a line each, and answers on standard
-// output. An answer is a line "WORD STATUS COUNT LENGTH" and LENGTH bytes of text.
+// output, "ready" first of all. An answer is a line "WORD STATUS COUNT LENGTH" and LENGTH bytes of text.
 //   go N      runs to N retired instructions: "state 0 N", or "end STATUS N" where the guest ended before; the text is the
 //             state (frontend/state.c), with a digest of the events since the beginning
 //   events    the events since the last stop before: "text", a line each
@@ -158,6 +158,7 @@ static bool tell(struct side *s, const char *line)
 static int serve(struct side *s)
 {
     char line[64];
+    answer(s, "ready", 0, "", 0);
     while (fgets(line, sizeof line, stdin)) {
         bool good = strncmp(line, "go ", 3) ? tell(s, line) : go(s, strtoull(line + 3, NULL, 10));
         if (!good)
