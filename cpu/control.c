@@ -4,10 +4,10 @@
 //
 // A change that the translator keys blocks by bumps mode_gen; a change that alters what a linear address
 // means flushes. Both happen after every check and every access that can fault.
-#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 #include "cpu/model.h"
+#include "cpu/planted.h"
 #include "mmu/mem.h"
 
 #define CR0_DEFINED                                                                                          \

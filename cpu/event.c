@@ -5,9 +5,9 @@
 // event_enter() throws like an instruction and leaves the state alone when it does. cpu_deliver() catches
 // what it throws: it lends v->throw_buf to itself, combines the exceptions (3A table 6-5) and tries again, so
 // that the pair "first, second" becomes the second, a double fault, or a shutdown.
-#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
+#include "cpu/planted.h"
 
 // ---- delivery in each mode
 

@@ -1,9 +1,9 @@
 // Sensitive instructions that are short: MSR and TSC access, CPUID, FS and GS bases, and those that are only
 // faults.
-#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/lapic.h"
 #include "cpu/model.h"
+#include "cpu/planted.h"
 
 #define KVM_ENOSYS 1000 // Linux include/uapi/linux/kvm_para.h
 #define KVM_EPERM  1
@@ -42,7 +42,8 @@ void op_wrmsr(struct vcpu *v, const struct insn *in)
 {
     require_feature(v, CPU_MSR);
     require_cpl0(v);
-    cpu_wrmsr(v, (uint32_t)v->s.gpr[RCX], v->s.gpr[RDX] << 32 | ((uint32_t)v->s.gpr[RAX] ^ (PLANTED(msr) ? 16 : 0)));
+    uint32_t msr = (uint32_t)v->s.gpr[RCX];
+    cpu_wrmsr(v, msr, v->s.gpr[RDX] << 32 | ((uint32_t)v->s.gpr[RAX] ^ (PLANTED(msr) && msr == 0xc0000102 ? 16 : 0)));
     advance(v, in);
 }
 

@@ -15,7 +15,7 @@
     X(error_code)      /* a page fault by a write is reported as one by a read */           \
     X(fault_address)   /* CR2 is one byte off */                                            \
     X(memory_write)    /* a store across pages loses its last byte */                       \
-    X(msr)             /* WRMSR changes bit 4 */                                            \
+    X(msr)             /* WRMSR changes bit 4 of KERNEL_GS_BASE */                          \
     X(port_value)      /* IN from port 402h changes bit 0 */                                \
     X(return_address)  /* INT n pushes an address one byte off */                           \
     X(segment_limit)   /* LSL is one byte off */                                            \

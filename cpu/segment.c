@@ -3,8 +3,8 @@
 // Real mode changes selector and base only, so a limit loaded in protected mode survives ("unreal" mode);
 // v8086 mode loads all of the hidden part; protected mode checks (SDM 2B MOV, table of #GP #SS #NP;
 // 3A 5.5-5.8).
-#include "cpu/planted.h"
 #include "cpu/internal.h"
+#include "cpu/planted.h"
 
 #define ATTR_REAL (SEG_P | SEG_S | SEG_TYPE_W | SEG_TYPE_A)
 

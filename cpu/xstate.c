@@ -12,9 +12,9 @@
 //  4. Every byte is checked before the first one is stored; a load that faults has changed no register.
 //  5. In a deterministic run (struct vcpu_count) nothing of what the host does in between may show: which components are in
 //     use is told from their contents, and AMD's pointers, which a switch of threads loses, are 0 while no exception is pending.
-#include "cpu/planted.h"
 #include "cpu/internal.h"
 #include "cpu/model.h"
+#include "cpu/planted.h"
 #include <stddef.h>
 
 #define BIT_X87 0x001u

@@ -1,8 +1,8 @@
 // What of the PC runs beside the vCPU, with the guest's vector registers live in the host's: the wires
 // between the interrupt controllers, the clock, and the exits. An access to a chip that is itself compiled
 // for that costs a call; for any other the exit puts the guest's registers away first.
-#include "cpu/planted.h"
 #include "devices/pc.h"
+#include "cpu/planted.h"
 
 #include <sys/syscall.h>
 

@@ -1,9 +1,9 @@
 // Linear accesses for C code. The common one, up to 8 bytes in a page the TLB has, is a compare and a load;
 // the rest goes a page at a time, in two rounds: first every page is translated, so that a fault leaves
 // nothing half done and no device touched; then bytes move.
-#include "cpu/planted.h"
 #include "mmu/mem.h"
 #include "mmu/private.h"
+#include "cpu/planted.h"
 
 struct place {     // where one page's part of an access is
     uint8_t *host; // null: through the guest-physical map

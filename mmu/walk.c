@@ -17,8 +17,8 @@
 //
 // Example, 4-level, user write to a page whose PTE has R/W=0: A is set in PML4E, PDPTE and PDE; the PTE
 // stays as it is; error = P | W/R | U/S = 7.
-#include "cpu/planted.h"
 #include "cpu/model.h"
+#include "cpu/planted.h"
 #include "mmu/private.h"
 
 #define PF_P    0x01u

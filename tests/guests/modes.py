@@ -5,13 +5,11 @@
 """
 import json
 import os
-import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-CACHE = os.environ.get("GNOMON_CACHE", os.path.join(HERE, "..", "..", ".cache"))
-KERNEL = os.path.join(CACHE, "kernels/cloud-amd64/vmlinuz")
+import single
+
 MODES = {  # options: where the time must go
     "--direct off": "checked",
     "--policy checked": "checked",
@@ -24,20 +22,13 @@ LEAST = 0.9
 
 def main():
     gnomon = os.path.abspath(sys.argv[1])
-    if not os.path.exists(KERNEL):
-        print("not fetched: tests/guests/fetch cloud-amd64")
-        sys.exit(77)
+    single.need_kernel()
     failed = False
     with tempfile.TemporaryDirectory() as work:
-        program, initramfs = os.path.join(work, "modes"), os.path.join(work, "initramfs.cpio")
-        subprocess.run(["gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-static", "-o", program, os.path.join(HERE, "modes.c")],
-                       check=True)
-        subprocess.run([os.path.join(HERE, "initramfs.sh"), "--bare", initramfs, program], check=True)
+        _, initramfs = single.build("modes", work)
         ends = set()
         for options, mode in MODES.items():
-            run = subprocess.run([gnomon, "run", "--kernel", KERNEL, "--initrd", initramfs, "--append",
-                                  "console=ttyS0 quiet panic=-1", "--timeout", "120", "--stats=json", *options.split()],
-                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=150)
+            run = single.run(gnomon, initramfs, "--stats=json", *options.split())
             ends |= {line for line in run.stdout.replace("\r", "").splitlines() if line.startswith("MODES-END")} or {run.stdout[-200:]}
             figures = json.loads([line for line in run.stderr.splitlines() if line.startswith("{")][-1])
             times = {name: figures[f"time_guest_{name}"] for name in ("raw", "user", "checked")}

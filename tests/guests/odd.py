@@ -9,9 +9,8 @@ import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-CACHE = os.environ.get("GNOMON_CACHE", os.path.join(HERE, "..", "..", ".cache"))
-KERNEL = os.path.join(CACHE, "kernels/cloud-amd64/vmlinuz")
+import single
+
 MODES = [["--direct", "off"], [], ["--direct", "always"], ["--direct", "always", "--policy", "user"],
          ["--direct", "always", "--policy", "raw"]]
 
@@ -25,20 +24,13 @@ def lines_of(text):
 
 def main():
     gnomon = os.path.abspath(sys.argv[1])
-    if not os.path.exists(KERNEL):
-        print("not fetched: tests/guests/fetch cloud-amd64")
-        sys.exit(77)
+    single.need_kernel()
     failed = False
     with tempfile.TemporaryDirectory() as work:
-        program, initramfs = os.path.join(work, "odd"), os.path.join(work, "initramfs.cpio")
-        subprocess.run(["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static", "-o", program,
-                        os.path.join(HERE, "odd.c")], check=True)
-        subprocess.run([os.path.join(HERE, "initramfs.sh"), "--bare", initramfs, program], check=True)
+        program, initramfs = single.build("odd", work)
         native = lines_of(subprocess.run([program], capture_output=True, text=True, timeout=100).stdout)
         for mode in MODES:
-            run = subprocess.run([gnomon, "run", "--kernel", KERNEL, "--initrd", initramfs, "--append",
-                                  "console=ttyS0 quiet panic=-1", "--timeout", "120", *mode],
-                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=150)
+            run = single.run(gnomon, initramfs, *mode)
             differences = list(difflib.unified_diff(native, lines_of(run.stdout), "native", "guest", lineterm="", n=2))
             failed |= bool(differences) or run.returncode != 0
             print("FAILED" if differences or run.returncode else "ok    ", " ".join(mode) or "--direct auto", flush=True)
