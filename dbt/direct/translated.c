@@ -8,6 +8,7 @@
 //
 // Everything a worker hands back is user-controlled: which block it stopped in is found by the address, never by a value in a
 // register, and the block must be one of its space.
+#include "cpu/planted.h"
 #include "dbt/dbt.h"
 #include "dbt/direct/private.h"
 
@@ -213,6 +214,8 @@ static enum next follow(struct direct *x, int n, struct exit *e, enum direct_res
     struct dbt *d = engine(x);
     bool parked = e->at_out == OUT_PARKED;
     x->n.follows++;
+    if (PLANTED(kicks_between_turns)) // one came behind the last boundary before the exit
+        plant(d, exit_block(e));
     plant_remove(d); // what a kick for nothing left: else the next turns would count as ending soon (direct_turn())
     if (is_asked(x)) {
         take(x, n, e->target, parked, NULL);

@@ -500,20 +500,24 @@ static void busy(unsigned rounds)
         ;
 }
 
-// On two CPUs kicks hit every place in the stub and in guest code; on one, they come where the scheduler lets
-// us.
-static void kick_at_random(unsigned kicks, unsigned longest)
+// On two CPUs kicks hit every place in the stub and in guest code, when the waits before them reach as far as a wake-up takes:
+// `longest` (rounds of busy()) is doubled until some do. On one, they come where the scheduler lets us, and after it was asked
+// to let the worker go first.
+static void kick_at_random(unsigned kicks, unsigned longest, bool one_cpu)
 {
     uint64_t limit =
         now_ns() + LONGEST_NS; // a machine that does other things too does them at each of our waits
     struct worker_event e;
-    unsigned done = 0;
+    unsigned done = 0, in_guest = 0, hits = 0; // kicks that found guest code running, of all and of the last 256
+    uint64_t rounds = 0;
 
     start_counting();
     for (unsigned i = 0; i < kicks && now_ns() < limit; i++, done++) {
         worker_resume(w, 0);
         if (i % 3) // or at once
             busy((unsigned)(random64() % longest));
+        if (one_cpu && i % 6 == 1)
+            sched_yield();
         worker_kick(w, 0);
         if (i % 7 == 0)
             worker_kick(w, 0);
@@ -523,6 +527,14 @@ static void kick_at_random(unsigned kicks, unsigned longest)
             ;
         assert_int_equal(e.why, WORKER_KICKED);
         check_count();
+        hits += worker_regs(w, 0)->gpr[RAX] != rounds;
+        rounds = worker_regs(w, 0)->gpr[RAX];
+        if (i % 256 == 255) {
+            if (!hits && longest < 1u << 20)
+                longest *= 2;
+            in_guest += hits;
+            hits = 0;
+        }
         if (i % 11 == 0)
             worker_kick(w, 0);
         if (i % 13 == 0)
@@ -540,8 +552,10 @@ static void kick_at_random(unsigned kicks, unsigned longest)
             worker_new_xsave(w, 0, 3)[512] = image[512] & 3;
         }
     }
-    assert_true(worker_regs(w, 0)->gpr[RAX] > 0);
-    print_message("%u kicks\n", done);
+    in_guest += hits;
+    print_message("%u kicks, %u of them in guest code\n", done, in_guest);
+    assert_true(in_guest > 0);
+    assert_true(in_guest < done);
 }
 
 static void pin(int pid, int cpu, const cpu_set_t *all)
@@ -566,9 +580,9 @@ static void no_kick_is_lost_and_none_changes_a_register(void **state)
 {
     (void)state;
     pin_all(0, 1);
-    kick_at_random(50000, 60000);
+    kick_at_random(50000, 60000, false);
     pin_all(0, 0);
-    kick_at_random(50000, 200);
+    kick_at_random(50000, 200, true);
     pin_all(-1, -1);
 }
 
