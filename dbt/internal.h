@@ -343,6 +343,9 @@ void mem_plain(struct translation *t, const struct ea *ea); // mem_begin() of it
 void plain_combine(struct translation *t);                 // mem_combine() of it
 void emit_user_string(struct translation *t, struct ginsn *g);
 
+// ---- repeat.c
+void emit_string(struct translation *t, struct ginsn *g); // CLASS_STRING: ends the block
+
 // ---- odd.c
 void emit_odd(struct translation *t, struct ginsn *g);
 void emit_nothing(struct translation *t, struct ginsn *g);

@@ -123,6 +123,7 @@ static void emit_insn(struct translation *t, struct ginsn *g)
     case CLASS_CONTROL: emit_control(t, g); break;
     case CLASS_NOTHING: emit_nothing(t, g); break;
     case CLASS_INLINE: emit_inline(t, g, g == &t->insn[t->count - 1]); break;
+    case CLASS_STRING: emit_string(t, g); break;
     default: emit_site(t, g); break;
     }
 }

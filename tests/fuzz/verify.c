@@ -7,7 +7,8 @@
 //     has covered, with the write tags if it is written. To know where it lies, values are followed through the host's
 //     registers and the engine's fields as symbol + constant: what is not understood is a new symbol, of which nothing is
 //     checked. Besides there are the tables of TLB and indirect branches, indexed by T1, the vCPU's and the translator's own
-//     fields by displacement, and the return stack for CALL and RET alone.
+//     fields by displacement, and the return stack for CALL and RET alone. MOVS and STOS are one access of as many elements as
+//     were compared with what is left of the page, upwards.
 //  3. Direct branches lead to the start of an instruction in this block, to a stub, or to the block the exit is linked to.
 //  4. The map's host offsets are such starts, in order, and its guest offsets ascend within the guest's bytes.
 #include "tests/fuzz/core.h"
@@ -21,6 +22,8 @@ enum kind {
     PAGE,  // host address of the page that belongs to a REST
     HOST,  // host address of symbol + offset
     DELTA, // host address less guest address, for every address in its range
+    MINUS, // a checked REST, negated
+    LEFT,  // elements of 1 << shift bytes from symbol + offset to the page's end
 };
 
 struct value {
@@ -30,6 +33,14 @@ struct value {
     int64_t first, end; // of what was checked, relative to the symbol; REST, HOST, DELTA
     bool may_write;
     bool constant; // a number of the translator's
+    uint8_t shift;
+};
+
+struct fit { // that many elements of 1 << shift bytes at symbol + offset are within the page: one, or RCX
+    uint32_t symbol;
+    int64_t offset;
+    uint8_t shift;
+    bool counted;
 };
 
 struct field { // a value kept in one of the engine's fields
@@ -54,6 +65,10 @@ struct verifier {
     uint64_t constant_compared, constant_tag; // entry of a tag table that a constant was compared with, and found equal to
     uint32_t constant_symbol;
     bool constant_write;
+    struct fit comparing;                                // what holds if the branch behind the comparison is not taken; symbol 0: nothing
+    struct fit fit[4];
+    unsigned fit_count;
+    bool compares_direction, upwards; // the guest's DF; it is known to be clear
     unsigned owed_offset; // instructions left in which the guest's offset must be added to the host's TSC
 };
 
@@ -123,6 +138,8 @@ static const uint64_t *entry_of(const struct verifier *s, uint64_t address, unsi
     return NULL;
 }
 
+static bool is_string(const ZydisDecodedInstruction *z) { return z->meta.category == ZYDIS_CATEGORY_STRINGOP; }
+
 // Rule 1.
 static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
 {
@@ -135,7 +152,6 @@ static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperan
     case ZYDIS_CATEGORY_INTERRUPT:
     case ZYDIS_CATEGORY_IO:
     case ZYDIS_CATEGORY_IOSTRINGOP:
-    case ZYDIS_CATEGORY_STRINGOP:
     case ZYDIS_CATEGORY_SEGOP:
     case ZYDIS_CATEGORY_VTX:
     case ZYDIS_CATEGORY_XSAVE:
@@ -184,6 +200,8 @@ static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperan
     case ZYDIS_MNEMONIC_VMCALL: case ZYDIS_MNEMONIC_VMMCALL: case ZYDIS_MNEMONIC_VMFUNC: return true;
     default: break;
     }
+    if (is_string(z) && z->opcode != 0xa4 && z->opcode != 0xa5 && z->opcode != 0xaa && z->opcode != 0xab) // MOVS, STOS
+        return true;
     if (z->attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS))
         return true;
     for (unsigned i = 0; i < z->operand_count; i++)
@@ -258,6 +276,23 @@ static void check_guest_memory(struct verifier *s, const ZydisDecodedOperand *o)
     }
 }
 
+static void check_elements(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
+{
+    const struct value *v = gpr(s, o->mem.base);
+    bool repeats = z->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE), fits = false;
+
+    rule(z->address_width == 64, "a 32-bit address");
+    rule(s->upwards, "a string instruction in an unknown direction");
+    rule(v && v->kind == HOST, "elements at an address that was not checked");
+    rule(v->may_write || !(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE), "a write that was checked for reading");
+    rule(v->offset == v->first && v->end > v->first, "elements outside what was checked");
+    for (unsigned i = 0; i < s->fit_count; i++) {
+        const struct fit *f = &s->fit[i];
+        fits |= f->symbol == v->symbol && f->offset == v->offset && 8u << f->shift == o->size && f->counted == repeats;
+    }
+    rule(fits, "more elements than are left in the page");
+}
+
 static void check_memory(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
 {
     const ZydisDecodedOperandMem *m = &o->mem;
@@ -266,6 +301,10 @@ static void check_memory(struct verifier *s, const ZydisDecodedInstruction *z, c
 
     if (m->type == ZYDIS_MEMOP_TYPE_AGEN) // LEA and multi-byte NOP
         return;
+    if (is_string(z)) {
+        check_elements(s, z, o);
+        return;
+    }
     rule(z->address_width == 64, "a 32-bit address");
     if (m->base == ZYDIS_REGISTER_RIP) {
         uint64_t address = rip_address(s, z, o);
@@ -384,8 +423,31 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
         *out = *to;
         out->offset += z->mnemonic == ZYDIS_MNEMONIC_INC ? 1 : -1;
         return true;
+    case ZYDIS_MNEMONIC_NEG:
+        if (to->kind != REST || to->end <= to->first || to->offset != to->first)
+            return false;
+        *out = *to;
+        out->kind = MINUS;
+        return true;
+    case ZYDIS_MNEMONIC_SHR:
+        if (to->kind != LEFT || to->shift || op[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE || op[1].imm.value.u > 3)
+            return false;
+        *out = *to;
+        out->shift = (uint8_t)op[1].imm.value.u;
+        return true;
     case ZYDIS_MNEMONIC_ADD:
     case ZYDIS_MNEMONIC_SUB:
+        if (z->mnemonic == ZYDIS_MNEMONIC_ADD && op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && gpr(s, op[1].reg.value) && to->kind == PAGE) {
+            *out = sum(s, to, gpr(s, op[1].reg.value), 0);
+            return true;
+        }
+        if (z->mnemonic == ZYDIS_MNEMONIC_ADD && op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && to->kind == MINUS &&
+            op[1].imm.value.s == PAGE_SIZE) {
+            *out = *to;
+            out->kind = LEFT;
+            out->shift = 0;
+            return true;
+        }
         if (op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && to->kind == PLAIN) {
             *out = *to;
             out->offset += z->mnemonic == ZYDIS_MNEMONIC_ADD ? op[1].imm.value.s : -op[1].imm.value.s;
@@ -405,6 +467,40 @@ static bool follow(struct verifier *s, const ZydisDecodedInstruction *z, const Z
         return false;
     default: return false;
     }
+}
+
+// Comparisons of RCX with what is left of a page, of what is left with 0, and of the guest's DF with 0: what follows where the
+// branch right behind them, to the instruction done otherwise, is not taken.
+static void track_elements(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
+{
+    struct fit behind = s->comparing;
+    bool direction = s->compares_direction;
+    const struct value *left = &s->reg[T0];
+
+    s->comparing.symbol = 0;
+    s->compares_direction = false;
+    for (unsigned i = 0; i < z->operand_count; i++) // another RCX
+        if (op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE &&
+            ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, op[i].reg.value) == ZYDIS_REGISTER_RCX)
+            s->fit_count = 0;
+    if (z->mnemonic == ZYDIS_MNEMONIC_MOV && op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && op[0].mem.base == ZYDIS_REGISTER_RIP &&
+        rip_address(s, z, &op[0]) == (uint64_t)&s->d->v->s.dflag)
+        s->upwards = false;
+    if (z->mnemonic == ZYDIS_MNEMONIC_CMP && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && op[0].reg.value == ZYDIS_REGISTER_RCX &&
+        op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && op[1].reg.value == ZYDIS_REGISTER_RBP && left->kind == LEFT)
+        s->comparing = (struct fit){left->symbol, left->offset, left->shift, true};
+    else if (z->mnemonic == ZYDIS_MNEMONIC_TEST && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && op[0].reg.value == ZYDIS_REGISTER_RBP &&
+             op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && op[1].reg.value == ZYDIS_REGISTER_RBP && left->kind == LEFT)
+        s->comparing = (struct fit){left->symbol, left->offset, left->shift, false};
+    else if (z->mnemonic == ZYDIS_MNEMONIC_CMP && op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && op[0].size == 8 &&
+             op[0].mem.base == ZYDIS_REGISTER_RIP && rip_address(s, z, &op[0]) == (uint64_t)&s->d->v->s.dflag &&
+             op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && op[1].imm.value.u == 0)
+        s->compares_direction = true;
+    else if (z->mnemonic == (behind.counted ? ZYDIS_MNEMONIC_JNBE : ZYDIS_MNEMONIC_JZ) && behind.symbol &&
+             s->fit_count < sizeof s->fit / sizeof s->fit[0])
+        s->fit[s->fit_count++] = behind;
+    else if (z->mnemonic == ZYDIS_MNEMONIC_JNZ && direction)
+        s->upwards = true;
 }
 
 static void track_check(struct verifier *s, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
@@ -462,6 +558,7 @@ static void track(struct verifier *s, const ZydisDecodedInstruction *z, const Zy
     if (store && gpr(s, op[1].reg.value) && s->field_count < sizeof s->field / sizeof s->field[0])
         s->field[s->field_count++] = (struct field){rip_address(s, z, &op[0]), *gpr(s, op[1].reg.value)};
     track_check(s, z, op);
+    track_elements(s, z, op);
     // An offset in the page of a constant address follows the page.
     if (z->mnemonic == ZYDIS_MNEMONIC_MOV && op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && op[0].reg.value == ZYDIS_REGISTER_EBP &&
         op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && s->reg[T1].kind == PAGE && s->reg[T1].symbol == s->constant_symbol)
@@ -562,6 +659,8 @@ static void forget_all(struct verifier *s)
     s->field_count = 0;
     s->constant_compared = s->constant_tag = 0;
     s->tag = NULL;
+    s->fit_count = 0;
+    s->upwards = false;
 }
 
 void core_verify_block(const struct dbt *d, const struct block *b)
