@@ -124,7 +124,7 @@ void direct_emit(struct direct *d, void (*emit)(void *opaque, const char *name, 
         "direct_system_calls", "direct_kicks", "direct_page_faults", "direct_traced_accesses", "direct_code_refused", "direct_exceptions",
     };
     static const char *const scan[SCAN_CAUSES] = {
-        "scan_passed", "scan_cpuid", "scan_descriptor_tables", "scan_extended_state", "scan_time", "scan_sysenter", "scan_other", "scan_page_edge",
+        "scan_passed", "scan_cpuid", "scan_descriptor_tables", "scan_extended_state", "scan_time", "scan_int80", "scan_sysenter", "scan_other", "scan_page_edge",
     };
     const struct direct_counters *n = &d->n;
     const struct shadow_counters *s = shadow_counters(d->shadow);

@@ -176,17 +176,21 @@ static enum scan_cause opcode(const uint8_t *page, unsigned at, const struct sca
     }
 }
 
+// page[at] is CD: INT with its vector.
+static enum scan_cause interrupt(const uint8_t *page, unsigned at)
+{
+    return at + 1 == SCAN_PAGE ? SCAN_EDGE : page[at + 1] == 0x80 ? SCAN_INT80 : SCAN_PASSES;
+}
+
 enum scan_cause scan_page(const uint8_t page[SCAN_PAGE], const struct scan_rules *rules, unsigned *offset)
 {
     const uint64_t ones = 0x0101010101010101, tops = ones << 7;
     for (unsigned base = 0; base < SCAN_PAGE; base += 8) {
-        // Bytes that are 0F become zero; `found` has the top bit of every zero byte, and of some above one that were 0E.
-        uint64_t w = *(const any64 *)(page + base) ^ ones * 0x0f;
-        for (uint64_t found = (w - ones) & ~w & tops; found; found &= found - 1) {
+        // Bytes that are 0F resp. CD become zero; `found` has the top bit of every zero byte, and of some above one.
+        uint64_t bytes = *(const any64 *)(page + base), w = bytes ^ ones * 0x0f, i = bytes ^ ones * 0xcd;
+        for (uint64_t found = (((w - ones) & ~w) | ((i - ones) & ~i)) & tops; found; found &= found - 1) {
             unsigned at = base + (unsigned)__builtin_ctzll(found) / 8;
-            if (page[at] != 0x0f)
-                continue;
-            enum scan_cause cause = opcode(page, at, rules);
+            enum scan_cause cause = page[at] == 0x0f ? opcode(page, at, rules) : page[at] == 0xcd ? interrupt(page, at) : SCAN_PASSES;
             if (cause != SCAN_PASSES) {
                 if (offset)
                     *offset = at;

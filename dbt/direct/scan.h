@@ -3,8 +3,8 @@
 // Most of what a VMM must not let a guest do faults at CPL 3 and is an event then, and a seccomp filter makes one of
 // system calls. What remains are instructions that answer, from the host: CPUID, SGDT, RDTSC and so on. A page passes
 // if none of them can begin in it, at whatever byte guest code enters: a jump into the middle of an instruction is
-// valid too. All of them have an opcode of 0F and one more byte, most a ModRM behind it, so looking at every 0F
-// is enough.
+// valid too. All of them but INT 80h have an opcode of 0F and one more byte, most a ModRM behind it, so looking at every 0F
+// and every CD is enough.
 //
 // Code crosses pages. An instruction whose opcode is cut by the page's end, or whose meaning hangs on a prefix that may
 // lie in front of its start, fails the page (SCAN_EDGE) if it could be one of those: the neighbour of today is not the
@@ -32,6 +32,7 @@ enum scan_cause {
     SCAN_DESCRIPTOR, // SGDT SIDT SLDT STR SMSW (the host may emulate UMIP), LAR LSL VERR VERW
     SCAN_XSTATE,     // XGETBV, XSAVE and its kin
     SCAN_TIME,       // RDTSC RDTSCP RDPID RDPMC RDPRU
+    SCAN_INT80,      // Linux takes it for a system call of 32 bits, and leaves as many of RAX before seccomp makes an event of it
     SCAN_SYSENTER,   // no event for seccomp: it lands in the vDSO of the host
     SCAN_OTHER,
     SCAN_EDGE,       // depends on the page before or behind
@@ -57,5 +58,5 @@ struct scan_rules {
     bool rdseed;      // and RDSEED
 };
 
-// Makes no call and uses general registers only. *offset (it may be null): where the opcode of the first finding is.
+// Makes no call and uses general registers only. *offset (it may be null): where the opcode of a finding is.
 enum scan_cause scan_page(const uint8_t page[SCAN_PAGE], const struct scan_rules *rules, unsigned *offset);

@@ -37,7 +37,7 @@ static const struct scan_rules rule_sets[] = {
 };
 static const char *const cause_name[SCAN_CAUSES] = {
     [SCAN_PASSES] = "pass", [SCAN_CPUID] = "cpuid", [SCAN_DESCRIPTOR] = "descriptor", [SCAN_XSTATE] = "xstate",
-    [SCAN_TIME] = "time", [SCAN_SYSENTER] = "sysenter", [SCAN_OTHER] = "other", [SCAN_EDGE] = "edge",
+    [SCAN_TIME] = "time", [SCAN_INT80] = "int80", [SCAN_SYSENTER] = "sysenter", [SCAN_OTHER] = "other", [SCAN_EDGE] = "edge",
 };
 
 // ---- what Zydis says
@@ -52,6 +52,7 @@ static enum scan_cause meaning_cause(struct meaning x, const struct scan_rules *
     bool stores = x.to_memory || r->no_umip;
     switch (x.m) {
     case ZYDIS_MNEMONIC_CPUID: return SCAN_CPUID;
+    case ZYDIS_MNEMONIC_INT: return SCAN_INT80; // decode() leaves no other
     case ZYDIS_MNEMONIC_SGDT: case ZYDIS_MNEMONIC_SIDT: case ZYDIS_MNEMONIC_LSL: return SCAN_DESCRIPTOR;
     case ZYDIS_MNEMONIC_SLDT: return r->same_ldtr && stores ? SCAN_PASSES : SCAN_DESCRIPTOR;
     case ZYDIS_MNEMONIC_STR: return r->same_tr && stores ? SCAN_PASSES : SCAN_DESCRIPTOR;
@@ -85,7 +86,8 @@ static struct meaning decode(unsigned mode, const uint8_t *p, size_t size)
     ZydisDecodedInstruction z;
     if (ZYAN_FAILED(ZydisDecoderDecodeInstruction(&decoder[mode], NULL, p, size, &z)))
         return (struct meaning){ZYDIS_MNEMONIC_INVALID, false};
-    return (struct meaning){z.mnemonic, z.raw.modrm.mod != 3};
+    bool passes = z.mnemonic == ZYDIS_MNEMONIC_INT && z.raw.imm[0].value.u != 0x80;
+    return (struct meaning){passes ? ZYDIS_MNEMONIC_INVALID : z.mnemonic, z.raw.modrm.mod != 3};
 }
 
 static enum scan_cause decoded_cause(const uint8_t *p, size_t size, const struct scan_rules *r)
@@ -143,6 +145,8 @@ static bool is_justified(const uint8_t *bytes, unsigned at, enum scan_cause caus
     unsigned run = 0;
     while (run < at && run < LONGEST - 3 && is_prefix(bytes[at - run - 1]))
         run++;
+    if (bytes[at] == 0xcd)
+        return at == PAGE - 1 ? cause == SCAN_EDGE : cause == SCAN_INT80 && bytes[at + 1] == 0x80;
     if (bytes[at] != 0x0f)
         return false;
     if (cause != SCAN_EDGE)
@@ -237,6 +241,33 @@ static void no_place_hides_a_sensitive_instruction(void **state)
     assert_in_range(seen, 10000, 1000000);
 }
 
+// With every vector, behind each of the prefixes, at every kind of place.
+static void int_80h_fails_a_page_and_no_other_int_does(void **state)
+{
+    (void)state;
+    static struct book k;
+    for (unsigned n = 0; n < COUNT(prefix_sets) * 256; n++) {
+        const char *prefixes = prefix_sets[n >> 8];
+        unsigned size = (unsigned)strlen(prefixes), offset = 0;
+        uint8_t b[32] = {0};
+        memcpy(b, prefixes, size);
+        b[size] = 0xcd;
+        b[size + 1] = (uint8_t)n;
+        if (b[size + 1] == 0x0f || b[size + 1] == 0xcd)
+            continue;
+        book_clear(&k);
+        if (b[size + 1] == 0x80) {
+            for (unsigned i = 0; i < COUNT(rule_sets); i++)
+                check_places(&k, b, size + 2, size, &rule_sets[i]);
+            book_clear(&k);
+        }
+        memcpy(k.bytes + 2000, b, size + 2);
+        assert_int_equal(scan_page(k.bytes, &easy, &offset), b[size + 1] == 0x80 ? SCAN_INT80 : SCAN_PASSES);
+        if (b[size + 1] == 0x80)
+            assert_int_equal(offset, 2000 + size);
+    }
+}
+
 // As exact as the manuals: in the middle of a page, nothing fails that does not decode to one of them.
 static void nothing_else_fails_a_page(void **state)
 {
@@ -249,7 +280,7 @@ static void nothing_else_fails_a_page(void **state)
         uint8_t *at = k.bytes + 2000, *p = at + size;
         uint8_t second = (uint8_t)(n >> 8), modrm = (uint8_t)n;
         bool group = second == 0x00 || second == 0x01 || second == 0xae || second == 0xc7;
-        if (second == 0x0f || modrm == 0x0f || (size && !group && modrm % 16 != 1))
+        if (second == 0x0f || modrm == 0x0f || (second == 0xcd && modrm == 0x80) || (size && !group && modrm % 16 != 1))
             continue;
         memcpy(at, prefixes, size);
         p[0] = 0x0f;
@@ -299,7 +330,7 @@ static int first_sensitive(const uint8_t *bytes, unsigned from, unsigned to, con
     return first;
 }
 
-static void an_instruction_without_0f_is_none_of_them(void **state)
+static void an_instruction_without_0f_or_cd_is_none_of_them(void **state)
 {
     (void)state;
     static const uint8_t starts[] = {0xc4, 0xc5, 0x62, 0x8f, 0xd5, 0xf3, 0xc6, 0xc7};
@@ -312,7 +343,7 @@ static void an_instruction_without_0f_is_none_of_them(void **state)
         if (i & 1)
             b[0] = starts[i >> 1 & 7];
         for (unsigned n = 0; n < LONGEST; n++)
-            b[n] += b[n] == 0x0f;
+            b[n] += b[n] == 0x0f || b[n] == 0xcd;
         if (decoded_cause(b, LONGEST, &strict)) {
             printf("seed %#lx\n", start);
             fail_at("sensitive", b, 0);
@@ -694,8 +725,9 @@ int main(int argc, char **argv)
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_place_hides_a_sensitive_instruction),
+        cmocka_unit_test(int_80h_fails_a_page_and_no_other_int_does),
         cmocka_unit_test(nothing_else_fails_a_page),
-        cmocka_unit_test(an_instruction_without_0f_is_none_of_them),
+        cmocka_unit_test(an_instruction_without_0f_or_cd_is_none_of_them),
         cmocka_unit_test(random_pages_are_judged_as_zydis_decodes_them),
         cmocka_unit_test(what_passes_in_the_groups_faults_or_is_harmless),
         cmocka_unit_test(privileged_instructions_pass_and_fault),

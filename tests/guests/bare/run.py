@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Guests without a kernel, which look for what only interrupts at every place and much code bring out. Each checks itself.
 
-    run.py [--bits 32] [--keep DIRECTORY] kicks|evict|rewrite|random GNOMON
+    run.py [--bits 32] [--keep DIRECTORY] [--planted] kicks|evict|rewrite|random|coherence GNOMON
 
-The statistics of the run tell whether what is tested has happened at all.
+The statistics of the run tell whether what is tested has happened at all. --planted (of a build with -Dplanted=true): the
+guest must find each of the bugs it should know.
 """
 import argparse
 import json
@@ -20,11 +21,13 @@ SOURCES = {
     "kicks": ["start.S", "bare.c", "works.S", "kicks.c"],
     "evict": ["start.S", "bare.c", "evict.c"],
     "rewrite": ["start.S", "bare.c", "rewrite.c"],
+    "coherence": ["start.S", "bare.c", "coherence.c"],
     "random": ["start.S", "bare.c", "random.c"],
     "faults": ["start.S", "bare.c", "faults.c"], # for deterministic.py
     "parts": ["start.S", "bare.c", "parts.c"], # for diverge.py
 }
-EXIT_GOOD = 1  # (0 << 1) | 1
+EXIT_GOOD = 1   # (0 << 1) | 1
+EXIT_WRONG = 3  # (1 << 1) | 1
 
 
 def build(name, bits, work):
@@ -35,10 +38,14 @@ def build(name, bits, work):
     return path
 
 
-def run(gnomon, guest):
+def start(gnomon, guest, options, **environment):
+    return subprocess.run([gnomon, "run", "--kernel", guest, "--memory", "128M", "--timeout", "60", "--stats=json", *options],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=dict(os.environ, **environment))
+
+
+def run(gnomon, guest, *options):
     """The figures of a run that ended well."""
-    done = subprocess.run([gnomon, "run", "--kernel", guest, "--memory", "128M", "--timeout", "60", "--stats=json"],
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = start(gnomon, guest, options)
     if done.returncode != EXIT_GOOD:
         sys.exit(f"exit status {done.returncode}, not {EXIT_GOOD}; it printed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
     figures = json.loads([line for line in done.stderr.splitlines() if line.startswith("{")][-1])
@@ -92,17 +99,49 @@ def random(once):
     yield "interrupts", figures["interrupts"] >= 1000, figures["interrupts"]
 
 
+# How user code is run
+MODES = {"checked": ["--direct", "off"], "user": ["--direct", "always", "--policy", "user"], "raw": ["--direct", "always", "--policy", "raw"]}
+
+
+def coherence(once):
+    for mode, options in MODES.items():
+        figures = once(*options)
+        for line in figures["output"]:
+            if line.strip():
+                what, value = line.strip().rsplit(" ", 1)
+                least = {"faults": 12000, "successes": 12000}.get(what, 100)
+                yield f"{mode}: {what}", int(value) >= least, value
+        if mode != "checked":
+            yield f"{mode}: direct_handoffs", figures["direct_handoffs"] >= 15000, figures["direct_handoffs"]
+            yield f"{mode}: time_guest_{mode}", figures[f"time_guest_{mode}"] > 0, figures[f"time_guest_{mode}"]
+
+
+PLANTED = {"coherence": {"accessed_bit": "no accessed bit", "dirty_bit": "no dirty bit", "error_code": "an error code",
+                         "fault_address": "the address of a fault", "stale_tlb": "an access that no translation gives"}}
+
+
+def planted(name, gnomon, guest):
+    for bug, said in PLANTED[name].items():
+        for mode, options in MODES.items():
+            done = start(gnomon, guest, options, GNOMON_PLANTED=bug)
+            found = [line[7:] for line in done.stdout.splitlines() if line.startswith("wrong: ")]
+            yield f"{mode}: {bug}", done.returncode == EXIT_WRONG and found == [said], found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bits", default="64", choices=["64", "32"])
     parser.add_argument("--keep", help="leave the guest there")
+    parser.add_argument("--planted", action="store_true", help="with planted bugs")
     parser.add_argument("name", choices=SOURCES)
     parser.add_argument("gnomon")
     args = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as work:
         guest = build(args.name, args.bits, args.keep or work)
-        for what, good, value in globals()[args.name](lambda: run(os.path.abspath(args.gnomon), guest)):
+        gnomon = os.path.abspath(args.gnomon)
+        results = planted(args.name, gnomon, guest) if args.planted else globals()[args.name](lambda *options: run(gnomon, guest, *options))
+        for what, good, value in results:
             failed |= not good
             print(f"{'ok    ' if good else 'FAILED'} {what} {value}", flush=True)
     sys.exit(failed)
