@@ -1,8 +1,9 @@
-// Page tables that change in every way the manual allows, and what accesses then do (SDM vol. 3, 4.10). A window of four PDEs, each
-// a large page or one of four page tables that they share, is changed at random: by plain, locked, partial and string stores, to
-// the tables themselves or through pages that map them, from kernel and user mode. Flushes come now and then. Each access is
-// held against a model of what the processor may have kept since: it must do what some translation of that time says, and
-// what the tables say now if nothing older can be left. Pages hold code, which runs.
+// Page tables that change in every way the manual allows, and what accesses then do (SDM vol. 3, 4.10). A
+// window of four PDEs, each a large page or one of four page tables that they share, is changed at random: by
+// plain, locked, partial and string stores, to the tables themselves or through pages that map them, from
+// kernel and user mode. Flushes come now and then. Each access is held against a model of what the processor
+// may have kept since: it must do what some translation of that time says, and what the tables say now if
+// nothing older can be left. Pages hold code, which runs.
 #include "bare.h"
 
 #define P  1ul
@@ -13,18 +14,18 @@
 #define PS 0x80ul
 #define NX (1ul << 63)
 
-#define WINDOW   0x8000000000ul // of what changes; behind it two PDEs that stay
-#define ALIAS    (WINDOW + 4 * LARGE)
-#define FIXED    (WINDOW + 5 * LARGE) // user code and stack
-#define LARGE    0x200000ul
-#define FRAMES   0x4000000ul // two large pages
-#define TAG      0x7a00000000ul
-#define ADDRESS  0x000ffffffffff000ul
-#define STEPS    60000
-#define PDES     4
-#define TABLES   4
-#define PLACES   8
-#define KEPT     12
+#define WINDOW  0x8000000000ul // of what changes; behind it two PDEs that stay
+#define ALIAS   (WINDOW + 4 * LARGE)
+#define FIXED   (WINDOW + 5 * LARGE) // user code and stack
+#define LARGE   0x200000ul
+#define FRAMES  0x4000000ul // two large pages
+#define TAG     0x7a00000000ul
+#define ADDRESS 0x000ffffffffff000ul
+#define STEPS   60000
+#define PDES    4
+#define TABLES  4
+#define PLACES  8
+#define KEPT    12
 
 enum { READ, WRITE, EXECUTE, USER = 3 };
 
@@ -39,12 +40,14 @@ static uint64_t alias[512] __attribute__((aligned(4096))), fixed[512] __attribut
 static uint8_t user[3][4096] __attribute__((aligned(4096))), kernel_stack[8192] __attribute__((aligned(16)));
 static const unsigned place[PLACES] = {0, 1, 7, 64, 200, 256, 510, 511};
 
-// What may be kept: the PDEs since the paging-structure caches were flushed, and the translations of each page.
+// What may be kept: the PDEs since the paging-structure caches were flushed, and the translations of each
+// page.
 static uint64_t old_pde[PDES][KEPT];
 static unsigned old_pdes[PDES];
 static struct translation kept[PDES][PLACES][KEPT];
 static unsigned kept_count[PDES][PLACES];
-static bool changed[PDES][PLACES]; // one of its entries, since it was flushed: accessed and dirty bits may be kept too
+static bool changed[PDES][PLACES]; // one of its entries, since it was flushed: accessed and dirty bits may be
+                                   // kept too
 static unsigned long bits_seen;
 static unsigned long step, faults, successes, older;
 static uint32_t seed = 0x2545f491;
@@ -75,9 +78,15 @@ __asm__(".text\n"
         "user_code_end:\n"
         ".data\n.balign 8\nuser_rip: .quad 0\nuser_rsp: .quad 0x8000a03000\n.text\n");
 
-static uint32_t any(uint32_t n) { return mix(&seed) % n; }
+static uint32_t any(uint32_t n)
+{
+    return mix(&seed) % n;
+}
 
-static uint64_t address(unsigned i, unsigned j) { return WINDOW + i * LARGE + place[j] * 4096ul; }
+static uint64_t address(unsigned i, unsigned j)
+{
+    return WINDOW + i * LARGE + place[j] * 4096ul;
+}
 
 _Noreturn static void wrong(const char *what, unsigned kind, uint64_t la)
 {
@@ -189,7 +198,8 @@ static void change(uint64_t *entry, uint64_t value)
 {
     for (unsigned i = 0; i < PDES; i++)
         for (unsigned j = 0; j < PLACES; j++)
-            changed[i][j] |= entry == &pd[i] || (!(entry >= pd && entry < pd + 512) && (uintptr_t)entry % 4096 / 8 == place[j]);
+            changed[i][j] |= entry == &pd[i] ||
+                             (!(entry >= pd && entry < pd + 512) && (uintptr_t)entry % 4096 / 8 == place[j]);
     volatile uint32_t *half = (volatile uint32_t *)entry;
     uint64_t *to = entry, count = 1;
     switch (any(8)) {
@@ -221,8 +231,8 @@ static void change(uint64_t *entry, uint64_t value)
 static uint64_t some_flags(void)
 {
     uint32_t bits = mix(&seed);
-    return (bits & 7 ? P : 0) | (bits & 8 ? W : 0) | (bits & 0x30 ? U : 0) | (bits & 0x40 ? A : 0) | (bits & 0x80 ? D : 0) |
-           ((bits & 0x300) == 0 ? NX : 0);
+    return (bits & 7 ? P : 0) | (bits & 8 ? W : 0) | (bits & 0x30 ? U : 0) | (bits & 0x40 ? A : 0) |
+           (bits & 0x80 ? D : 0) | ((bits & 0x300) == 0 ? NX : 0);
 }
 
 static void change_pte(void)
@@ -255,7 +265,11 @@ static bool allows(const struct translation *t, unsigned kind)
 static void access(void)
 {
     unsigned i = any(PDES), j = any(PLACES), kind = any(6), what = kind % USER;
-    uint64_t la = address(i, j), at = la + (what == WRITE ? 8 : what == EXECUTE ? 16 : 0), value = step << 8 | kind;
+    uint64_t la = address(i, j),
+             at = la + (what == WRITE     ? 8
+                        : what == EXECUTE ? 16
+                                          : 0),
+             value = step << 8 | kind;
     struct translation now;
     bool present = walk(pd[i], place[j], &now), may_miss = !present, good = false;
     bool certain = !changed[i][j];
@@ -347,7 +361,7 @@ static void set_up(void)
     __asm__ volatile("lgdt %0; lidt %1; ltr %w2" : : "m"(gdtr), "m"(idtr), "r"(0x40));
     __asm__ volatile("mov %w0, %%ds; mov %w0, %%es; mov %w0, %%fs; mov %w0, %%gs" : : "r"(0));
     __asm__ volatile("mov %%cr4, %%rax; or $0x10000, %%eax; mov %%rax, %%cr4" : : : "rax"); // FSGSBASE
-    __asm__ volatile("rdmsr; or $0x801, %%eax; wrmsr" : : "c"(0xc0000080) : "eax", "edx"); // NXE, SCE
+    __asm__ volatile("rdmsr; or $0x801, %%eax; wrmsr" : : "c"(0xc0000080) : "eax", "edx");  // NXE, SCE
     for (uint64_t frame = FRAMES; frame < FRAMES + 2 * LARGE; frame += 4096) {
         uint64_t *word = (uint64_t *)frame;
         word[0] = TAG | frame;
@@ -358,7 +372,8 @@ static void set_up(void)
         if (i < 2)
             memcpy(user[i], user_code, (unsigned long)(user_code_end - user_code));
     }
-    for (unsigned i = 0; i < 4096; i++) // the second comes back by INT 80h, which Linux would take for a system call
+    for (unsigned i = 0; i < 4096;
+         i++) // the second comes back by INT 80h, which Linux would take for a system call
         if (user[1][i] == 0x81 && user[1][i - 1] == 0xcd)
             user[1][i] = 0x80;
     for (unsigned i = 0; i < TABLES; i++)
