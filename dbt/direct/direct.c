@@ -57,7 +57,8 @@ static bool is_eligible(const struct direct *d)
     const uint64_t cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | CR4_PAE;
     return s->cpl == 3 && cpu_code64(v) && s->iflag && !s->shadow && s->rip < WORKER_TOP &&
            !(s->rflags & (FL_TF | FL_AC | FL_NT | FL_IOPL | FL_VM | FL_RF)) && !(s->cr0 & (CR0_TS | CR0_EM)) &&
-           (s->cr4 & (cr4 | CR4_TSD)) == cr4 && (s->xcr0 & 7) == 7 && s->efer & EFER_SCE && !v->watch_code && !v->watch_data && !v->ignne &&
+           (s->cr4 & (cr4 | CR4_TSD)) == cr4 && (s->xcr0 & 7) == 7 && s->efer & EFER_SCE &&
+           !v->watch_code && !v->watch_data && !v->ignne &&
            !v->x87_hidden && !v->x87_exact && !v->count.on && selectors_fit(s) && !s->ldtr.sel && s->tr.sel == HOST_TR &&
            (s->cr0 & 0xffff) == HOST_CR0 && !s->tsc_offset && descriptors_fit(d);
 }

@@ -58,5 +58,5 @@ struct scan_rules {
     bool rdseed;      // and RDSEED
 };
 
-// Makes no call and uses general registers only. *offset (it may be null): where the opcode of a finding is.
+// Makes no call and uses general registers only. *offset (it may be null): where the opcode of the first finding is.
 enum scan_cause scan_page(const uint8_t page[SCAN_PAGE], const struct scan_rules *rules, unsigned *offset);

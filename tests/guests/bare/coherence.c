@@ -372,8 +372,8 @@ static void set_up(void)
         if (i < 2)
             memcpy(user[i], user_code, (unsigned long)(user_code_end - user_code));
     }
-    for (unsigned i = 0; i < 4096;
-         i++) // the second comes back by INT 80h, which Linux would take for a system call
+    // The second comes back by INT 80h, which Linux would take for a system call.
+    for (unsigned i = 1; i < 4096; i++)
         if (user[1][i] == 0x81 && user[1][i - 1] == 0xcd)
             user[1][i] = 0x80;
     for (unsigned i = 0; i < TABLES; i++)
