@@ -153,13 +153,24 @@ static bool filter_matches(const struct form *f, const char *filter)
     return !filter || !strcmp(ZydisMnemonicGetString((ZydisMnemonic)f->mnemonic), filter);
 }
 
-// AMD's family 17h executes FMA4 although CPUID says it has none (APM vol. 3, appendix D): a guest's CPUID is believed.
+// A guest's CPUID is believed, and some processors execute what theirs does not announce: FMA4 on AMD's family 17h (APM vol. 3,
+// appendix D), GFNI without AVX-512 where a hypervisor hides the bit.
 static bool is_unannounced(const struct form *f)
 {
     uint32_t a, b, c, d;
     bool fma4 = f->encoding == ENC_VEX && f->map == 3 &&
                 ((f->opcode >= 0x5c && f->opcode <= 0x5f) || (f->opcode & 0xe8) == 0x68);
-    return fma4 && (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_FMA4));
+    if (fma4)
+        return !__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_FMA4);
+    switch (f->mnemonic) {
+    case ZYDIS_MNEMONIC_GF2P8MULB:
+    case ZYDIS_MNEMONIC_GF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_GF2P8AFFINEINVQB:
+    case ZYDIS_MNEMONIC_VGF2P8MULB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: return !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & bit_GFNI);
+    default: return false;
+    }
 }
 
 #define PROBE_TRIES    24
