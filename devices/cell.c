@@ -32,6 +32,7 @@ struct cell {
     pid_t pid;
     int worker[CELL_WORKER_THREADS]; // thread ids of the user workers
     unsigned worker_threads;
+    int worker_error;
     bool answering; // a call is in hand: the cell looks for itself when it has the answer
     bool call_waits; // machine_call(): its function runs when the cell's figures have come
     // The indices that are ours, which the cell could overwrite in the page.
@@ -76,6 +77,11 @@ unsigned cell_workers(const struct machine *m, const int **pids)
 {
     *pids = m->cell ? m->cell->worker : NULL;
     return m->cell ? m->cell->worker_threads : 0;
+}
+
+int cell_worker_error(const struct machine *m)
+{
+    return m->cell ? m->cell->worker_error : 0;
 }
 
 // ---- any thread
@@ -741,8 +747,10 @@ static void set_up_workers(struct machine *m)
     const struct machine_config *c = &m->config;
     struct cell_page *page = m->page;
 
-    if (c->direct == MACHINE_DIRECT_OFF || c->policy == MACHINE_POLICY_CHECKED || c->deterministic || c->engine != &engine_software ||
-        engine_software_direct(m->v, m->mem.ram_fd, CELL_WORKERS, c->direct == MACHINE_DIRECT_ALWAYS, policy[c->policy]))
+    if (c->direct == MACHINE_DIRECT_OFF || c->policy == MACHINE_POLICY_CHECKED || c->deterministic || c->engine != &engine_software)
+        return;
+    page->worker_error = engine_software_direct(m->v, m->mem.ram_fd, CELL_WORKERS, c->direct == MACHINE_DIRECT_ALWAYS, policy[c->policy]);
+    if (page->worker_error)
         return;
     const struct workers *w = engine_software_workers(m->v);
     for (unsigned i = 0; i < workers_count(w); i++) {
@@ -962,6 +970,7 @@ int cell_start(struct machine *m, char *error, size_t error_size)
         // No guest code has run yet: these are what it says.
         c->worker_threads = m->page->worker_threads < CELL_WORKER_THREADS ? m->page->worker_threads : CELL_WORKER_THREADS;
         memcpy(c->worker, m->page->worker, sizeof c->worker);
+        c->worker_error = m->page->worker_error;
         return 0;
     case CALL_FAILED: say_why_not(m, error, error_size); break;
     default: say_how_it_died(m, error, error_size); break;

@@ -132,6 +132,7 @@ struct cell_page {
     struct cell_figure figure[CELL_FIGURES];
     uint32_t step_count; // of the engine's trail
     struct engine_step step[ENGINE_TRAIL];
+    int worker_error;        // with CALL_READY: -errno, why there are none
     uint32_t worker_threads; // with CALL_READY
     int worker[CELL_WORKER_THREADS]; // thread ids: of each worker the first is its process id
     uint32_t blob_size;
@@ -159,6 +160,7 @@ void cell_send_map(struct machine *m);
 void cell_request_stop(struct machine *m);
 int cell_pid(const struct machine *m); // 0: none
 unsigned cell_workers(const struct machine *m, const int **pids); // thread ids of the user workers; their number
+int cell_worker_error(const struct machine *m);
 
 // ---- devices/cell_core.c: the cell's side, with the guest's vector registers live
 uint32_t cell_port_read(struct machine *m, uint16_t port, unsigned size);

@@ -788,3 +788,8 @@ unsigned machine_workers(const struct machine *m, const int **pids)
 {
     return cell_workers(m, pids);
 }
+
+int machine_worker_error(const struct machine *m)
+{
+    return cell_worker_error(m);
+}

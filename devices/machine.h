@@ -127,6 +127,8 @@ int machine_cell_pid(const struct machine *m); // process of the vCPU; 0: this o
 #define MACHINE_WORKERS 8
 // Threads of guest user code, two for each process that has some: the first is its process id. Returns their number.
 unsigned machine_workers(const struct machine *m, const int **pids);
+// Why there are none although the configuration asks for them: -errno, else 0.
+int machine_worker_error(const struct machine *m);
 
 // ---- any thread
 // Bytes typed at COM1 (port 0) or COM2 (1). Returns how many were taken; offer the rest again later.

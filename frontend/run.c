@@ -233,6 +233,11 @@ static int run_machine(struct run *r, char *error)
     }
     const int *workers;
     unsigned worker_threads = machine_workers(r->machine, &workers);
+    if (machine_worker_error(r->machine))
+        fprintf(stderr,
+                "gnomon: this host gives user code no processes of its own (%s): direct execution: it is translated "
+                "instead, which takes longer; --direct off does so without this line\n",
+                strerror(-machine_worker_error(r->machine)));
     usage_open(&r->usage[r->usage_count++], machine_cell_pid(r->machine));
     int e = input_start(&r->input, r->serials, r->options.timeout_ns, &events);
     if (e) {

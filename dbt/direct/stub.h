@@ -12,7 +12,7 @@
 // What is above is one piece of the memory shared with the owner, from COMMAND_PAGE on; this is the other.
 // Nothing is mapped before and behind it.
 #define ALT_STACK      0x20000
-#define ALT_STACK_SIZE 0x8000
+#define ALT_STACK_SIZE 0xe000
 
 #define KICK_SIGNAL 10 // WORKER_KICK_SIGNAL
 

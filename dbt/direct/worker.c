@@ -302,7 +302,7 @@ void worker_resume(struct workers *w, unsigned n)
     for (unsigned i = 0; i <= offsetof(struct worker_regs, ss) / 8; i++)
         state64(k, ST_REGS)[i] = regs[i];
     *state64(k, ST_XSTATE) = k->xstate;
-    *state64(k, ST_XMASK) = k->xmask;
+    *state64(k, ST_XMASK) = k->xmask & w->xsave_mask;
     *state32(k, ST_WHY) = 0;
     if (!take_turn(k))
         return; // worker_wait() says so

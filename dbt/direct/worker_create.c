@@ -29,7 +29,7 @@
 #define SET_UP_STACK        16384u
 #define POLL_NS             20000000
 #define MXCSR_RESET         0x1f80u
-#define XFEATURE_TILES      0x60000u // AMX: a process has it only if it asks
+#define XFEATURE_TILEDATA   0x40000u // AMX's: a process has it only if it asks, and no frame has room for it else
 
 // What the kernel takes for struct sigaction.
 struct kernel_sigaction {
@@ -324,12 +324,19 @@ static int start(struct workers *w, unsigned n, struct child c)
     return 0;
 }
 
-static uint32_t xsave_size(void)
+// The components of XCR0 that a worker has.
+static uint64_t xsave_mask(void)
 {
-    uint32_t size = 512 + 64, eax, ebx, ecx, edx, low, high;
+    uint32_t low, high;
 
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    uint64_t mask = ((uint64_t)high << 32 | low) & ~(uint64_t)XFEATURE_TILES;
+    return ((uint64_t)high << 32 | low) & ~(uint64_t)XFEATURE_TILEDATA;
+}
+
+static uint32_t xsave_size(uint64_t mask)
+{
+    uint32_t size = 512 + 64, eax, ebx, ecx, edx;
+
     for (unsigned i = 2; i < 63; i++)
         if (mask >> i & 1 && __get_cpuid_count(0xd, i, &eax, &ebx, &ecx, &edx) && ebx + eax > size)
             size = ebx + eax;
@@ -355,7 +362,8 @@ int workers_create(struct workers **out, unsigned count, int ram_fd, const struc
     w->window_count = window_count;
     if (window_count)
         memcpy(w->window, windows, window_count * sizeof *windows);
-    w->xsave_size = xsave_size();
+    w->xsave_mask = xsave_mask();
+    w->xsave_size = xsave_size(w->xsave_mask);
     w->shared_size = (size_t)count * WORKER_SHARED;
     w->shared = mmap(NULL, w->shared_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (w->shared == MAP_FAILED) {

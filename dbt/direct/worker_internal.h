@@ -23,7 +23,8 @@ struct worker {
 
 struct workers {
     unsigned count;
-    uint32_t xsave_size; // of the host's user state, standard format
+    uint64_t xsave_mask; // of the host's user state
+    uint32_t xsave_size; // of that, standard format
     uint8_t *shared;
     size_t shared_size;
     struct worker_window window[WORKER_WINDOWS];

@@ -17,7 +17,7 @@ GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
 LIMIT_S = 30
 NOBODY = 65534
 # System calls by their numbers on x86-64, and what the kernel is to answer.
-MADVISE, SCHED_SETAFFINITY, TIMER_CREATE, PERF_EVENT_OPEN, SECCOMP, MEMFD_CREATE = 28, 203, 222, 298, 317, 319
+MADVISE, CLONE, SCHED_SETAFFINITY, TIMER_CREATE, PERF_EVENT_OPEN, SECCOMP, MEMFD_CREATE = 28, 56, 203, 222, 298, 317, 319
 KILL, EPERM, EINVAL = 0x80000000, 0x50001, 0x50016
 
 
@@ -122,6 +122,13 @@ class Info(unittest.TestCase):
     def test_what_makes_it_faster_is_not_needed(self):
         self.refused("populate", "page by page", 85, seccomp_filter(MADVISE, EINVAL, 2, 23))
         self.refused("pinning", "on different CPUs", 85, seccomp_filter(SCHED_SETAFFINITY, EPERM))
+
+    def test_without_workers_one_line_says_so_unless_nobody_asked_for_them(self):
+        enter = seccomp_filter(CLONE, EPERM, 0, 0)  # a worker is cloned without flags, other processes are not
+        for options, lines in (((), 1), (("--direct", "always"), 1), (("--direct", "off"), 0), (("--policy", "checked"), 0)):
+            result = gnomon("run", "--kernel", GUEST, "--append", "x", *options, preexec_fn=enter)
+            self.assertEqual((result.returncode, result.stderr.count("no processes of its own (Operation not permitted)"),
+                              result.stderr.count("\n")), (85, lines, lines), options)
 
     def test_perf_is_denied_with_the_setting_that_may_be_why(self):
         facts = self.info(preexec_fn=seccomp_filter(PERF_EVENT_OPEN, EPERM))

@@ -120,7 +120,7 @@ SNIPPET(s_verr, "mov $0x10, %ecx; verr %cx; setz %al; movzx %al, %eax; ret");
 SNIPPET(s_sldt, "movw $0x1234, (%rdi); sldt (%rdi); movzwl (%rdi), %eax; ret");
 SNIPPET(s_str, "movw $0x1234, (%rdi); str (%rdi); movzwl (%rdi), %eax; ret");
 SNIPPET(s_smsw, "movw $0x1234, (%rdi); smsw (%rdi); movzwl (%rdi), %eax; ret");
-SNIPPET(s_cpuid_in_the_middle, "jmp 1f+1; 1: mov $0x90c3a20f, %eax; ret"); // leaf 1111h: zeros
+SNIPPET(s_cpuid_in_the_middle, "mov $3, %eax; jmp 1f+1; 1: mov $0x90c3a20f, %eax; ret"); // leaf 3: zeros
 SNIPPET(s_fs, "rdfsbase %r8; mov $0x123456789, %rcx; wrfsbase %rcx; mov $39, %eax; syscall; rdfsbase %rax; wrfsbase %r8; ret");
 SNIPPET(s_gs, "mov %rdi, %rcx; wrgsbase %rcx; movq $77, 8(%rdi); mov %gs:8, %rax; ret");
 SNIPPET(s_addr32, "mov $0xffffffff00000000, %rcx; or %rdi, %rcx; xor %eax, %eax; lea (%ecx), %eax; ret");

@@ -390,7 +390,8 @@ static void every_exception_is_an_event_at_its_instruction(void **state)
             *(uint32_t *)(ram + DATA_RAM + DATA_SIZE - 256) = 0x03730000; // for FLDCW: ZE not masked
             struct worker_event e = run_for(500000);
             assert_int_equal(e.why, WORKER_SIGNAL);
-            if (cases[i].code == v_sysenter && e.signal == SIGSYS) // Intel's: into the vDSO that isn't there
+            // Intel's: a system call of 32-bit code, or none if its stack can't be read; then into the vDSO that isn't there
+            if (cases[i].code == v_sysenter && (e.signal == SIGSYS || (e.signal == SIGSEGV && e.trap == 14 && e.error == 0x14)))
                 continue;
             if (cases[i].code == v_vsyscall && e.signal == SIGSEGV) // a host without that page
                 continue;
@@ -898,7 +899,7 @@ static void a_worker_holds_nothing_but_its_own_pages_and_ram(void **state)
     fclose(f);
     assert_string_equal(list,
                         "00010000-00011000 r-xp\n00011000-00013000 r--s\n00013000-00018000 rw-s\n"
-                        "00020000-00028000 rw-s\n00400000-00401000 r-xs\n7fff00000000-7fff00010000 rw-s\n"
+                        "00020000-0002e000 rw-s\n00400000-00401000 r-xs\n7fff00000000-7fff00010000 rw-s\n"
                         "ffffffffff600000-ffffffffff601000 --xp\n");
     for (int fd = 0; fd < 256; fd++) {
         snprintf(path, sizeof path, "/proc/%d/fd/%d", worker_pid(w, 0), fd);
