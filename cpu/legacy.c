@@ -67,11 +67,12 @@ void op_bound(struct vcpu *v, const struct insn *in)
     unsigned size = in->op_size;
     uint64_t ea = cpu_effective_address(v, in);
     uint64_t lower = cpu_read(v, in->sreg, ea, size);
-    uint64_t upper = cpu_read(v, in->sreg, (ea + size) & size_mask(in->addr_size), size);
     uint64_t index = gpr_read(v, in->reg, size);
-    bool outside = size == 2 ? (int16_t)index < (int16_t)lower || (int16_t)index > (int16_t)upper
-                             : (int32_t)index < (int32_t)lower || (int32_t)index > (int32_t)upper;
-    if (outside)
+    bool below = size == 2 ? (int16_t)index < (int16_t)lower : (int32_t)index < (int32_t)lower;
+    if (below && !cpu_model_is_amd(v->model)) // AMD's read both bounds first
+        cpu_throw(v, EXC_BR);
+    uint64_t upper = cpu_read(v, in->sreg, (ea + size) & size_mask(in->addr_size), size);
+    if (below || (size == 2 ? (int16_t)index > (int16_t)upper : (int32_t)index > (int32_t)upper))
         cpu_throw(v, EXC_BR);
     advance(v, in);
 }

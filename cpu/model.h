@@ -106,7 +106,6 @@ enum cpuid_register { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
     X(FZRM, "fzrm", 7, 1, EAX, 10, V2, FEAT_NATIVE, ERMS)                                                    \
     X(FSRS, "fsrs", 7, 1, EAX, 11, V2, FEAT_NATIVE, ERMS)                                                    \
     X(FSRC, "fsrc", 7, 1, EAX, 12, V2, FEAT_NATIVE, ERMS)                                                    \
-    X(AVX_IFMA, "avx_ifma", 7, 1, EAX, 23, HOST, FEAT_NATIVE, AVX2)                                          \
     X(XSAVEOPT, "xsaveopt", 0xd, 1, EAX, 0, V2, FEAT_SOFT, XSAVE)                                            \
     X(XSAVEC, "xsavec", 0xd, 1, EAX, 1, V2, FEAT_SOFT, XSAVE)                                                \
     X(XGETBV1, "xgetbv1", 0xd, 1, EAX, 2, V2, FEAT_SOFT, XSAVE)                                              \

@@ -257,8 +257,6 @@ void op_arpl(struct vcpu *v, const struct insn *in)
     need_protected(v);
     uint64_t ea = in->is_mem ? cpu_effective_address(v, in) : 0;
     unsigned rpl = gpr_read(v, in->reg, 2) & 3;
-    if (in->is_mem && !v->model->amd) // a read-modify-write whether or not it modifies; AMD's writes only what changes
-        mmu_check(v, cpu_linear(v, in->sreg, ea, 2, true), 2, ACC_WRITE | mmu_acc(v));
     uint16_t selector = rm_read(v, in, 2);
     bool raise = (selector & 3u) < rpl;
     selector = (selector & ~3u) | rpl;

@@ -141,6 +141,11 @@ static uint64_t map_fip(const struct vcpu *v, uint64_t fip, uint16_t *fop)
     return v->listener.fip_to_guest ? v->listener.fip_to_guest(v->listener.opaque, fip, fop) : 0;
 }
 
+static uint64_t map_fdp(const struct vcpu *v, uint64_t fdp, bool ours)
+{
+    return ours && fdp && fdp != v->x87_fdp_loaded ? v->x87_fdp : fdp;
+}
+
 // Replaces the host's pointers in a legacy region by the guest's.
 static void map_pointers(const struct vcpu *v, uint8_t *area)
 {
@@ -151,8 +156,7 @@ static void map_pointers(const struct vcpu *v, uint8_t *area)
     uint64_t mapped = map_fip(v, fip, &fop);
     put(area + LEGACY_FIP, 8, mapped);
     put(area + LEGACY_FOP, 2, fop);
-    if (mapped != fip && get(area + LEGACY_FDP, 8))
-        put(area + LEGACY_FDP, 8, v->x87_fdp);
+    put(area + LEGACY_FDP, 8, map_fdp(v, get(area + LEGACY_FDP, 8), mapped != fip));
 }
 
 // AMD's images have the pointers only while an exception is pending, and a load without one clears them. The guest's are
@@ -202,14 +206,16 @@ void cpu_fpu_load(struct vcpu *v)
     clear(area + HEADER + 8, HEADER_END - HEADER - 8);
     live_load(v, area, v->model->fpu_mask);
     load_pointers(v);
+    v->x87_fdp_loaded = get(area + LEGACY_FDP, 8);
     if (v->x87_exact)
-        v->x87_fdp = get(area + LEGACY_FDP, 8);
+        v->x87_fdp = v->x87_fdp_loaded;
 }
 
 // The guest has loaded an image.
 static void set_pointers(struct vcpu *v, uint64_t fip, uint64_t fdp)
 {
     v->x87_fip = fip;
+    v->x87_fdp_loaded = fdp;
     if (v->x87_exact)
         v->x87_fdp = fdp;
 }
@@ -587,11 +593,10 @@ void op_xsetbv(struct vcpu *v, const struct insn *in)
 
 // ---- FXSAVE, FXRSTOR
 
-// Where AMD's processors look before they go through an image from its start: this decides which fault there is, and CR2.
+// Where processors look before they go through an image from its start: this decides which fault there is, and CR2.
 static void touch_byte(struct vcpu *v, const struct insn *in, uint64_t at, bool write)
 {
-    if (v->model->amd)
-        mmu_check(v, cpu_linear(v, in->sreg, at, 1, write), 1, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
+    mmu_check(v, cpu_linear(v, in->sreg, at, 1, write), 1, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
 }
 
 static uint64_t fxsave_operand(struct vcpu *v, const struct insn *in, bool write)
@@ -679,8 +684,7 @@ static struct x87_pointers read_pointers(const struct vcpu *v, uint8_t legacy[51
         p.fip = map_fip(v, raw, &fop);
         p.fop = fop;
         p.fdp = get(env + ENV_FDP, 4);
-        if (p.fip != raw && p.fdp)
-            p.fdp = v->x87_fdp;
+        p.fdp = map_fdp(v, p.fdp, p.fip != raw);
     } else {
         map_pointers(v, legacy);
         p.fip = get(legacy + LEGACY_FIP, 8);
@@ -747,8 +751,7 @@ static void touch_ends(struct vcpu *v, const struct insn *in, uint64_t base, uns
     unsigned word = in->op_size == 2 ? 2 : 4;
     if (alignment_checked(v) && cpu_linear(v, in->sreg, base, word, write) & (word - 1))
         cpu_throw_error(v, EXC_AC, 0);
-    if (v->model->amd)
-        mmu_check(v, cpu_linear(v, in->sreg, base, word, write), word, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
+    mmu_check(v, cpu_linear(v, in->sreg, base, word, write), word, mmu_acc(v) | (write ? ACC_WRITE : ACC_READ));
     touch_byte(v, in, base + size - 1, write);
 }
 

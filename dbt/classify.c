@@ -159,7 +159,7 @@ static bool offered(ZydisISAExt extension)
     case ZYDIS_ISA_EXT_VPCLMULQDQ: case ZYDIS_ISA_EXT_F16C: case ZYDIS_ISA_EXT_FMA: case ZYDIS_ISA_EXT_FMA4:
     case ZYDIS_ISA_EXT_AVX512EVEX: case ZYDIS_ISA_EXT_AVX512VEX: case ZYDIS_ISA_EXT_BMI1: case ZYDIS_ISA_EXT_BMI2:
     case ZYDIS_ISA_EXT_ADOX_ADCX: case ZYDIS_ISA_EXT_LZCNT: case ZYDIS_ISA_EXT_MOVBE: case ZYDIS_ISA_EXT_RDRAND:
-    case ZYDIS_ISA_EXT_RDSEED: return true;
+    case ZYDIS_ISA_EXT_RDSEED: case ZYDIS_ISA_EXT_SERIALIZE: case ZYDIS_ISA_EXT_MOVDIR: return true;
     default: return false;
     }
 }

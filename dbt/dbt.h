@@ -471,6 +471,7 @@ uint64_t run_bounce(struct dbt *d, uint64_t offset);  // host address of the bou
 #define SLOW_ALIGNED  0x100000u // #GP(0) if not aligned to its size
 #define SLOW_MASKED   0x200000u // parts of the operand may not be accessed at all: dbt/masked.c
 #define SLOW_X87      0x400000u // a pending x87 exception comes before faults of the operand
+#define SLOW_TOP      0x800000u // and TOP becomes 0 before them: Intel's stores from MMX registers
 
 // Whether a request can be answered at this instruction boundary.
 static inline bool requests_due(const struct vcpu *v)

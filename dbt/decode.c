@@ -311,6 +311,8 @@ static bool make_head(const struct translation *t, const uint8_t bytes[16], unsi
     return true;
 }
 
+static bool is_amds(const ZydisDecoder *decoder) { return decoder->decoder_mode[ZYDIS_DECODER_MODE_AMD_BRANCHES]; }
+
 // Decodes g->bytes into g->own. *keep, unless null: whether that may be kept, for a head of so many bytes.
 static ZyanStatus decode_fully(const ZydisDecoder *decoder, struct ginsn *g, unsigned len, unsigned head, bool *keep)
 {
@@ -323,6 +325,8 @@ static ZyanStatus decode_fully(const ZydisDecoder *decoder, struct ginsn *g, uns
     if (ZYAN_FAILED(status))
         return status;
     abridge(g->own, &z, op, g->bytes);
+    if (z.mnemonic == ZYDIS_MNEMONIC_MOVSXD && z.operand_width == 16 && !is_amds(decoder))
+        g->own->z.mem.size = 2; // AMD's read 32 bits (SDM 2B, APM 3 MOVSXD)
     g->z = &g->own->z;
     g->op = g->own->op;
     g->disp = z.raw.disp.value;

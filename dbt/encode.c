@@ -1,5 +1,6 @@
 // Re-encoding of innocuous instructions: the same opcode, with registers mapped to the host's and the memory operand
 // replaced. There is no model of what an instruction does here, only of how it is encoded (SDM volume 2, chapter 2).
+#include "cpu/model.h"
 #include "dbt/internal.h"
 
 static bool is_gpr(const struct operand *o)
@@ -279,7 +280,8 @@ static bool rm_may_be_written_in_memory(const struct ginsn *g)
         z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
         return false;
     switch (z->opcode) {
-    case 0x81: case 0x83: case 0x89: case 0xc1: case 0xc7: case 0xd1: case 0xd3: return true;
+    case 0x81: case 0x83: case 0x89: case 0xc7: case 0xd1: return true;
+    case 0xc1: case 0xd3: return z->raw.modrm.reg >= 4; // rotations by more than 1: some processors leave another OF then
     case 0xf7: return z->raw.modrm.reg == 2 || z->raw.modrm.reg == 3;
     case 0xff: return z->raw.modrm.reg < 2;
     default: return z->opcode < 0x40 && (z->opcode & 7) == 1;
@@ -373,7 +375,8 @@ static uint32_t operand_rules(const struct translation *t, const struct ginsn *g
 {
     if (is_masked(g))
         return SLOW_MASKED;
-    return (needs_alignment(t, g, size) ? SLOW_ALIGNED : 0) | (waits_for_x87(g) ? SLOW_X87 : 0);
+    bool clears_top = g->z->mem.write && uses_mmx(g) && !cpu_model_is_amd(t->d->v->model);
+    return (needs_alignment(t, g, size) ? SLOW_ALIGNED : 0) | (waits_for_x87(g) ? SLOW_X87 : 0) | (clears_top ? SLOW_TOP : 0);
 }
 
 // The second run of a masked store, on the other window.

@@ -81,7 +81,7 @@ void features_init(struct translation *t, const struct cpu_model *m)
     }
 }
 
-static bool uses_mmx(const struct ginsn *g)
+bool uses_mmx(const struct ginsn *g)
 {
     for (unsigned i = 0; i < g->z->operand_count; i++)
         if (g->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(g->op[i].reg.value) == ZYDIS_REGCLASS_MMX)

@@ -1,8 +1,9 @@
 // Gathers and scatters touch as many pages as they have elements, so one check can't cover them: their elements are moved
 // one by one between guest memory and the saved vector state (SDM vol. 2, VPGATHER*, VPSCATTER*). A fault leaves the
 // elements done before it done, their mask elements (of those that were off, too) cleared and, with
-// EVEX, what lies above the vector zeroed, as the processor does.
+// EVEX or on Intel's processors, what lies above the vector zeroed.
 #include <cpuid.h>
+#include "cpu/model.h"
 #include "dbt/dbt.h"
 
 enum { XSTATE_YMM = 2, XSTATE_OPMASK = 5, XSTATE_ZMM_HI = 6, XSTATE_HI16_ZMM = 7 };
@@ -89,20 +90,30 @@ static void element(struct vcpu *v, const struct vector_layout *l, const struct 
     } else {
         mmu_read(v, la, &value, g->element, ACC_READ | mmu_acc(v));
         set(v, l, g->data, i, g->element, value);
-        if (g->evex)
+        if (g->evex || !cpu_model_is_amd(v->model))
             zero_above(v, l, g->data, g->vector);
     }
+}
+
+// Intel's processors make whole elements of the mask's sign bits first, and zero what lies above it.
+static void widen_mask(struct vcpu *v, const struct vector_layout *l, const struct gather *g)
+{
+    for (unsigned i = 0; i < g->vector / g->element; i++)
+        set(v, l, g->mask, i, g->element, wanted(v, l, g, i) ? ~0ull : 0);
+    zero_above(v, l, g->mask, g->vector);
 }
 
 void gather_execute(struct dbt *d, const struct insn *in, const struct gather *g)
 {
     struct vcpu *v = d->v;
     const struct vector_layout *l = &d->layout;
-    unsigned count = g->vector / (g->element > g->index_size ? g->element : g->index_size);
     uint64_t *bv = (uint64_t *)(v->s.xsave + 512);
+    unsigned count = g->vector / (g->element > g->index_size ? g->element : g->index_size);
     cpu_fpu_save(v); // an element that faults leaves through the run loop, which loads it again
     d->fpu_saved = FPU_SAVED;
     *bv |= 2 | 4 | (l->zmm_hi ? 0xe0 : 0);
+    if (!g->evex && !cpu_model_is_amd(v->model))
+        widen_mask(v, l, g);
     for (unsigned i = 0; i < count; i++) {
         if (wanted(v, l, g, i))
             element(v, l, in, g, i);

@@ -353,6 +353,7 @@ void emit_nothing(struct translation *t, struct ginsn *g);
 // ---- features.c
 void decoders_init(struct translation *t, const struct cpu_model *m);
 void features_init(struct translation *t, const struct cpu_model *m);
+bool uses_mmx(const struct ginsn *g);
 bool feature_offered(const struct translation *t, const struct ginsn *g); // or #UD
 
 // ---- classify.c

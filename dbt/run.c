@@ -330,6 +330,12 @@ static void check_x87(struct dbt *d)
     __asm__ volatile("fnstsw %0" : "=a"(fsw));
     if (fsw & 0x80) // ES
         cpu_x87_error(d->v);
+    if (d->slow_info & SLOW_TOP) {
+        uint8_t env[28];
+        __asm__ volatile("fnstenv (%0)" : : "r"(env) : "memory");
+        env[5] &= (uint8_t)~0x38;
+        __asm__ volatile("fldenv (%0)" : : "r"(env) : "memory");
+    }
 }
 
 // The range of a group of accesses: its delta if it is usable as a whole, or the block runs without groups.
@@ -735,7 +741,18 @@ static void guest_opcode(const struct dbt *d, const struct block *b, uint32_t of
     }
 }
 
+// Whether FOP is that of the host's instruction at `fip`.
+static bool host_opcode_is(uint64_t fip, uint16_t fop)
+{
+    const uint8_t *p = (const uint8_t *)fip;
+    for (unsigned i = 0; i < 8; i++)
+        if ((p[i] & 0xf8) == 0xd8)
+            return ((p[i] & 7) << 8 | p[i + 1]) == fop;
+    return false;
+}
+
 // x87 images hold the address of the last x87 instruction: one of ours, or one the guest loaded itself.
+// Intel's processors leave FOP where it is unless the instruction raises an unmasked exception: then it is not that at `fip`.
 static uint64_t on_fip(void *opaque, uint64_t fip, uint16_t *fop)
 {
     struct dbt *d = opaque;
@@ -746,7 +763,8 @@ static uint64_t on_fip(void *opaque, uint64_t fip, uint16_t *fop)
     struct block *b = cache_block_at(d, fip);
     if (!b || !cache_guest_rip(b, fip, &rip, &start))
         return 0; // gone
-    guest_opcode(d, b, (uint32_t)(rip - b->rip), fop);
+    if (host_opcode_is(fip, *fop))
+        guest_opcode(d, b, (uint32_t)(rip - b->rip), fop);
     return rip;
 }
 

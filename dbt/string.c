@@ -122,8 +122,8 @@ static uint64_t checked(struct vcpu *v, unsigned sreg, uint64_t offset, unsigned
     return la;
 }
 
-// One piece of up to `count` elements; returns how many were done. *stop: a compare ended the repetition.
-static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, bool *stop)
+// One piece of up to `count` elements; returns how many were done. *stop: a compare ended the repetition, *flags: what it left.
+static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, bool *stop, uint64_t *flags)
 {
     unsigned op = (unsigned)in->imm, size = in->op_size, width = in->addr_size;
     bool uses_src = op == STR_MOVS || op == STR_CMPS || op == STR_LODS;
@@ -212,10 +212,8 @@ static uint64_t piece(struct vcpu *v, const struct insn *in, uint64_t count, boo
         break;
     }
     default: {
-        uint64_t flags;
-        n = host_compare(op, size, in->rep, *reg(v, RAX), hs, hd, n, &flags);
-        set_arith(v, flags);
-        *stop = in->rep == 0xf2 ? flags & FL_ZF : !(flags & FL_ZF);
+        n = host_compare(op, size, in->rep, *reg(v, RAX), hs, hd, n, flags);
+        *stop = in->rep == 0xf2 ? *flags & FL_ZF : !(*flags & FL_ZF);
         break;
     }
     }
@@ -230,28 +228,41 @@ done:;
     return n;
 }
 
+// Intel's processors, repeating with 32-bit addresses in 64-bit code, write RCX before the first iteration, and what addresses
+// operands of MOVS and STOS.
+static void cut_registers(struct vcpu *v, const struct insn *in)
+{
+    advance(v, RCX, 4, 0);
+    if (in->imm == STR_MOVS || in->imm == STR_STOS)
+        advance(v, RDI, 4, 0);
+    if (in->imm == STR_MOVS)
+        advance(v, RSI, 4, 0);
+}
+
 void string_execute(struct vcpu *v, const struct insn *in)
 {
-    bool stop = false;
+    bool stop = false, more = false, amd = cpu_model_is_amd(v->model);
+    uint64_t flags = v->s.rflags;
     if (!in->rep) {
-        piece(v, in, 1, &stop);
+        piece(v, in, 1, &stop, &flags);
+        set_arith(v, flags);
         v->s.rip += in->len;
         return;
     }
+    if (!amd && in->addr_size == 4)
+        cut_registers(v, in);
     uint64_t m = size_mask(in->addr_size);
-    for (;;) {
-        uint64_t count = *reg(v, RCX) & m;
-        if (!count)
-            break;
+    while (!stop && !more && *reg(v, RCX) & m) {
         bool step = v->s.rflags & FL_TF; // traps after each iteration (SDM 2B, REP)
-        uint64_t n = piece(v, in, step ? 1 : count, &stop);
+        uint64_t n = piece(v, in, step ? 1 : *reg(v, RCX) & m, &stop, &flags);
+        // A fault in a later one finds the flags of the last, but for Intel's REPNE: those from before the instruction (SDM 2B).
+        if (amd || in->rep != 0xf2)
+            set_arith(v, flags);
         advance(v, RCX, in->addr_size, -n);
-        if (stop)
-            break;
-        if ((step || v->debug_hits) && (*reg(v, RCX) & m))
-            return; // a breakpoint traps after the iteration that hit it
-        if (requests_due(v) && (*reg(v, RCX) & m))
-            return; // interrupts are taken between pieces; RIP stays at the instruction
+        // A breakpoint traps after the iteration that hit it; interrupts are taken between pieces. RIP stays at the instruction.
+        more = !stop && *reg(v, RCX) & m && (step || v->debug_hits || requests_due(v));
     }
-    v->s.rip += in->len;
+    set_arith(v, flags);
+    if (!more)
+        v->s.rip += in->len;
 }

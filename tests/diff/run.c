@@ -84,29 +84,19 @@ static bool pointers_lost(struct sides *s, struct diff_code *code, struct diff_c
     return states_equal(k, a, b);
 }
 
-static bool is_family_17h(void)
+static bool is_memory_fault(unsigned vector)
 {
-    uint32_t a, b, c, d;
-    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && __get_cpuid(1, &a, &b, &c, &d) &&
-           (a >> 8 & 15) + (a >> 20 & 255) == 0x17;
+    return (vector >= 12 && vector <= 14) || vector == 17;
 }
 
 // What AMD's family 17h does otherwise than the manuals say, seen on its model 1:
 //  1. VMOVDDUP of 256 bits reads as far as the last quadword it uses: 24 bytes, in two accesses.
 //  2. A conversion to ESP that raises #XM behind a PUSH or POP leaves ESP as it was before that.
-static bool is_erratum(const struct diff_code *code, const struct compare *k, const struct diff_state *a, const struct diff_state *b)
+static bool is_of_family_17h(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op, const struct compare *k, const struct diff_state *a,
+                             const struct diff_state *b)
 {
     static struct diff_state c;
-    ZydisDecoder decoder;
-    ZydisDecodedInstruction z;
-    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
-    uint64_t at = b->rip - (code->linear - code_base(code->mode));
-    if (!is_family_17h() || b->vector == VECTOR_NONE || at >= code->length)
-        return false;
-    forms_decoder(&decoder, code->mode);
-    if (ZYAN_FAILED(ZydisDecoderDecodeFull(&decoder, code->bytes + at, code->length - at, &z, op)))
-        return false;
-    if (z.mnemonic == ZYDIS_MNEMONIC_VMOVDDUP && op[1].type == ZYDIS_OPERAND_TYPE_MEMORY && op[1].size == 256)
+    if (z->mnemonic == ZYDIS_MNEMONIC_VMOVDDUP && op[1].type == ZYDIS_OPERAND_TYPE_MEMORY && op[1].size == 256)
         return b->vector >= 12 && b->vector <= 14;
     if (a->vector != 19 || b->vector != 19 || op[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
         (op[0].reg.value != ZYDIS_REGISTER_ESP && op[0].reg.value != ZYDIS_REGISTER_RSP))
@@ -114,6 +104,51 @@ static bool is_erratum(const struct diff_code *code, const struct compare *k, co
     c = *b;
     c.gpr[RSP_NUMBER] = a->gpr[RSP_NUMBER];
     return states_equal(k, a, &c);
+}
+
+// What Intel's processors do, and the translator does not follow (docs/decisions/020-vendors.md):
+//  1. An x87 store that raises an unmasked exception stores nothing, and its operand is not looked at. Else stores of 80 bits are
+//     done in two parts.
+//  2. VCVTPS2PH converts before its operand is looked at: flags in MXCSR stay, and #XM comes first.
+//  3. The opcode of an error that is not the last instruction's is that which the translator gave it: with another operand.
+static bool is_of_intel(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op, const struct compare *k, const struct diff_state *a,
+                        const struct diff_state *b)
+{
+    static struct diff_state c;
+    c = *b;
+    if (!((a->fpu.fop ^ b->fpu.fop) & 0x738)) // the operation is the same
+        c.fpu.fop = a->fpu.fop;
+    if (!z || !is_memory_fault(b->vector) || op[0].type != ZYDIS_OPERAND_TYPE_MEMORY)
+        return states_equal(k, a, &c);
+    if (z->meta.isa_ext == ZYDIS_ISA_EXT_X87 || z->mnemonic == ZYDIS_MNEMONIC_FISTTP) {
+        if (a->vector != b->vector || a->rip != b->rip) // it went on
+            return (uint32_t)a->fpu.fip == (uint32_t)b->rip;
+        if (op[0].size == 80)
+            memcpy(c.mem, a->mem, sizeof c.mem);
+    }
+    if (z->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) {
+        if (a->vector == 19)
+            return true;
+        c.fpu.mxcsr |= a->fpu.mxcsr & 0x3f;
+    }
+    return states_equal(k, a, &c);
+}
+
+static bool is_of_vendor(const struct diff_code *code, const struct compare *k, const struct diff_state *a, const struct diff_state *b)
+{
+    ZydisDecoder decoder;
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    uint32_t eax, vendor, ecx, edx, signature, ebx;
+    uint64_t at = b->rip - (code->linear - code_base(code->mode));
+    if (!__get_cpuid(0, &eax, &vendor, &ecx, &edx) || !__get_cpuid(1, &signature, &ebx, &ecx, &edx))
+        return false;
+    forms_decoder(&decoder, code->mode);
+    bool known = b->vector != VECTOR_NONE && at < code->length &&
+                 ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, code->bytes + at, code->length - at, &z, op));
+    if (vendor == signature_INTEL_ebx)
+        return is_of_intel(known ? &z : NULL, op, k, a, b);
+    return known && vendor == signature_AMD_ebx && (signature >> 8 & 15) + (signature >> 20 & 255) == 0x17 && is_of_family_17h(&z, op, k, a, b);
 }
 
 bool sides_agree(struct sides *s, const struct diff_options *o, struct diff_case *c, struct diff_code *code,
@@ -140,7 +175,7 @@ bool sides_agree(struct sides *s, const struct diff_options *o, struct diff_case
         return true;
     if (o->instruction_pointers && pointers_lost(s, code, c, &k, a, b))
         return true;
-    if (s->translated && is_erratum(code, &k, a, b))
+    if (s->translated && is_of_vendor(code, &k, a, b))
         return true;
     // Not the translator's fault if the code found its memory: rare enough to look into only now.
     return s->translated && !native_run_alone(s->native, code, &c->in, a) &&

@@ -91,7 +91,8 @@ def storing(t):
     t.case('MOV m16,sreg', ALL, 'mov [M], ds', poke={'M': 'dd 0xffffffff'}, mem=lambda m: {'M': f'dw {m.ds}, 0xffff'})
     t.case('PUSH fs writes the selector', ALL, 'push fs', out=lambda m: {'sp': LAYOUT['STK'] - m.bits // 8},
            mem=lambda m: {f'STK - {m.bits // 8}': f'dw {m.ds}'})
-    t.case('PUSH fs of 32 bits', 'p32 p32u c32u', 'push fs', poke={'STK - 4': 'dd 0xaaaaaaaa'},
+    # at CPL 0 the way into the case has used the stack
+    t.case('PUSH fs of 32 bits', 'p32 p32u c32u' if t.amd else 'p32u c32u', 'push fs', poke={'STK - 4': 'dd 0xaaaaaaaa'},
            out={'sp': LAYOUT['STK'] - 4},
            mem=lambda m: {'STK - 4': f'dd {m.ds:#x}' if t.amd else f'dd 0xaaaa0000 | {m.ds}'})
     t.case('PUSH fs of 16 bits', 'p32 p32u', 'o16 push fs', out={'sp': LAYOUT['STK'] - 2},

@@ -51,6 +51,7 @@ def syscalls(t):
                poke={'GDT + 0x38': f'dq {descriptor(0, 0xfffff, 0x9b, 0xc):#x}'})
     else:
         t.case('SYSCALL outside 64-bit code', SEGMENTED, 'syscall', efer=SCE, fault=UD)
+        t.case('SYSRET outside 64-bit code', SEGMENTED, 'sysret', efer=SCE, fault=UD)
     t.case('SYSCALL in real and v8086 mode', UNPROTECTED, 'syscall', efer=lambda m: 0, fault=UD)
     t.case('SYSRET to 64-bit code', 'l', 'o64 sysret\n.there: ud2', efer=SCE, setup=SYSCALL_MSRS,
            regs={'cx': LAYOUT['SLOT'] + 3, 'r11': 0x3fffff & ~TF & ~0x4000}, rip='.there', ocs=S['CODE64_3'],
@@ -60,7 +61,7 @@ def syscalls(t):
         t.case(f'SYSRET to 64-bit code, Linux\' way, with {flags:#x}', 'l', 'o64 sysret\n.there: ud2', efer=SCE, setup=LINUX_MSRS,
                regs={'cx': LAYOUT['SLOT'] + 3, 'r11': flags}, rip='.there', ocs=S['CODE64_3'], oss=S['DATA3'],
                oflags=flags | 2, fmask=0x3f7fd7)
-    t.case('SYSRET to compatibility mode', 'l c32', 'sysret\n.there: ud2', efer=SCE, setup=SYSCALL_MSRS,
+    t.case('SYSRET to compatibility mode', 'l c32' if t.amd else 'l', 'sysret\n.there: ud2', efer=SCE, setup=SYSCALL_MSRS,
            regs=lambda m: {'cx': LAYOUT['SLOT'] + 2, 'r11': 0x202}, rip='.there', ocs=S['CODE3'], oss=S['DATA3'],
            oflags=lambda m: 0x202 if m.code64 else None, fmask=lambda m: 0x3f7fd7 if m.code64 else 0)
     if t.amd:

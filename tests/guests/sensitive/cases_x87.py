@@ -61,13 +61,15 @@ def cases(t):
          ' jmp .end\n.h: out 0xf0, al\n fclex\n inc ecx\n mov al, 0x20\n out 0xa0, al\n out 0x20, al\n ' +
          ('iretq' if m.long else 'iretd'), flags=IF, poke=lambda m: gates(m, '.h'), regs={'cx': 0}, out={'ax': None, 'cx': 2},
          fmask=0x3f7700)
-    # pointers in the environment
+    # pointers in the environment. Intel's: FOP is that of the last error, and there are no selectors any more.
+    opcode = lambda n: n if t.amd else 0
     for name, between in (('', ''), (' across other code', ' jmp .n\n nop\n .n:'), (' across a chip\'s access', ' in al, 0x21\n')):
         case(t, 'FNSTENV shows FIP and FOP' + name, 'p32 l', '.w: fld dword [M + 16]\n' + between + 'fnstenv [M + 32]\n.e:',
-             mem=lambda m: {'M + 44': f'dd A(.w)\n dw {m.cs}' if not m.long else 'dd A(.w)',
-                            'M + 50': f'dw {0x104 if m.code64 else 0x105}'})
+             mem=lambda m: {'M + 44': f'dd A(.w)\n dw {m.cs if t.amd else 0}' if not m.long else 'dd A(.w)',
+                            'M + 50': f'dw {opcode(0x104 if m.code64 else 0x105)}'})
     case(t, 'control instructions leave FIP and FOP', 'p32 l', '.w: fldz\n fldcw [M]\n fnstsw ax\n fnclex\n fnstenv [M + 32]',
-         mem={'M + 44': 'dd A(.w)', 'M + 50': 'dw 0x1ee'})
+         mem={'M + 44': 'dd A(.w)', 'M + 50': f'dw {opcode(0x1ee)}'})
+    case(t, 'FNSTENV shows the FOP of an error', 'p32 l', ERROR + 'fnstenv [M + 32]', mem={'M + 50': 'dw 0x6f9'})
     case(t, 'FNINIT clears FIP and FOP', 'p32 l', 'fldz\n fninit\n fnstenv [M + 32]', mem={'M + 44': 'dd 0', 'M + 50': 'dw 0'})
     case(t, 'a write to port F0h without an error asserts no IGNNE#', 'p32 l', 'out 0xf0, al\n' + ERROR + '.w: fwait', flags=IF,
          fault=IRQ13, rip='.w')
