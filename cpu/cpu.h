@@ -112,7 +112,7 @@ struct vcpu {
     // With x87_exact, the guest's x87 data pointer as far as translated code and loads have set it; else 0.
     bool x87_exact;
     uint64_t x87_fdp;
-    uint64_t x87_fdp_loaded; // by the guest: it may be there still, where only errors change it (CPUID.7.0:EBX[6])
+    uint64_t x87_fdp_loaded; // the same of loads alone: it may be there still, where only errors change it (CPUID.7.0:EBX[6])
     void *engine;       // private to the engine
     struct vcpu_count count;
     struct vcpu_time time;

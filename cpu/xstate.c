@@ -206,18 +206,16 @@ void cpu_fpu_load(struct vcpu *v)
     clear(area + HEADER + 8, HEADER_END - HEADER - 8);
     live_load(v, area, v->model->fpu_mask);
     load_pointers(v);
-    v->x87_fdp_loaded = get(area + LEGACY_FDP, 8);
     if (v->x87_exact)
-        v->x87_fdp = v->x87_fdp_loaded;
+        v->x87_fdp = v->x87_fdp_loaded = get(area + LEGACY_FDP, 8);
 }
 
 // The guest has loaded an image.
 static void set_pointers(struct vcpu *v, uint64_t fip, uint64_t fdp)
 {
     v->x87_fip = fip;
-    v->x87_fdp_loaded = fdp;
     if (v->x87_exact)
-        v->x87_fdp = fdp;
+        v->x87_fdp = v->x87_fdp_loaded = fdp;
 }
 
 // ---- the 32-bit form of the x87 pointers: FIP 31:0, FCS, FDP 31:0, FDS (table 10-2)
