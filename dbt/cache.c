@@ -25,6 +25,69 @@ void cache_ib_clear(struct dbt *d, bool global)
     d->ib_count[global] = 0;
 }
 
+// ---- exits within a page of user blocks, which wait for the block that they lead to: each stop in a worker costs microseconds
+
+static uint32_t *waiting_for(struct dbt *d, uint64_t rip, uint32_t key)
+{
+    return &d->waiting[hash_of(d, rip, key) & WAITING_MASK];
+}
+
+static void wait_for_block(struct dbt *d, struct exit *e)
+{
+    uint32_t *first = waiting_for(d, e->target, exit_key(e));
+    e->logged = 1;
+    e->incoming_prev = 0;
+    e->incoming_next = *first;
+    if (*first)
+        LOW(struct exit, *first)->incoming_prev = (uint32_t)(uint64_t)e;
+    *first = (uint32_t)(uint64_t)e;
+}
+
+static void wait_no_more(struct dbt *d, struct exit *e)
+{
+    if (e->kind != EXIT_NEAR || !e->logged)
+        return;
+    if (e->incoming_next)
+        LOW(struct exit, e->incoming_next)->incoming_prev = e->incoming_prev;
+    if (e->incoming_prev)
+        LOW(struct exit, e->incoming_prev)->incoming_next = e->incoming_next;
+    else
+        *waiting_for(d, e->target, exit_key(e)) = e->incoming_next;
+    e->logged = 0;
+    e->incoming_next = e->incoming_prev = 0;
+}
+
+// A block that lies in one page.
+static struct block *find_within(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key)
+{
+    struct block *b = d->hash[hash_of(d, rip, key)];
+    while (b && (b->rip != rip || b->gpa != gpa || b->key != key || b->straddles))
+        b = b->hash_next;
+    return b;
+}
+
+void cache_link_around(struct dbt *d, struct block *b)
+{
+    if (b->dead || b->straddles)
+        return;
+    for (uint32_t next = *waiting_for(d, b->rip, b->key); next;) {
+        struct exit *e = LOW(struct exit, next);
+        next = e->incoming_next;
+        if (e->target == b->rip && exit_key(e) == b->key)
+            cache_link(d, e, b);
+    }
+    for (unsigned i = 0; i < b->exit_count; i++) {
+        struct exit *e = &b->exits[i];
+        if (e->to || e->logged || e->kind != EXIT_NEAR)
+            continue;
+        struct block *to = find_within(d, e->target, (b->gpa & ~(uint64_t)(PAGE_SIZE - 1)) | (e->target & (PAGE_SIZE - 1)), exit_key(e));
+        if (to)
+            cache_link(d, e, to);
+        if (!e->to)
+            wait_for_block(d, e);
+    }
+}
+
 static void unlink_exit(struct dbt *d, struct exit *e)
 {
     if (!e->to)
@@ -42,6 +105,8 @@ static void unlink_exit(struct dbt *d, struct exit *e)
     else
         LOW(struct block, e->to)->incoming = e->incoming_next;
     e->to = e->incoming_next = e->incoming_prev = 0;
+    if (e->kind == EXIT_NEAR && exit_block(e)->key & KEY_USER && !exit_block(e)->dead)
+        wait_for_block(d, e);
 }
 
 // After a flush of the guest's TLB: jumps to other pages must look again where they lead.
@@ -76,24 +141,6 @@ void cache_forget_space(struct dbt *d, unsigned space)
                     unlink_exit(d, &b->exits[i]);
         }
     d->code_generation++;
-}
-
-void cache_link_around(struct dbt *d, struct block *b)
-{
-    struct mem_slot s = mem_find(d->v->mem, b->gpa);
-    if (s.kind != MEM_RAM || s.ram_page >= d->page_count || b->straddles)
-        return;
-    for (struct page_link *l = d->pages[s.ram_page]; l; l = l->next) {
-        struct block *from = l->block;
-        if (from->dead || from->key != b->key || (from->gpa ^ b->gpa) >> PAGE_SHIFT || (from->rip ^ b->rip) >> PAGE_SHIFT)
-            continue;
-        for (unsigned i = 0; i < from->exit_count; i++)
-            if (!from->exits[i].to && from->exits[i].kind == EXIT_NEAR && from->exits[i].target == b->rip)
-                cache_link(d, &from->exits[i], b);
-        for (unsigned i = 0; i < b->exit_count; i++)
-            if (!b->exits[i].to && b->exits[i].kind == EXIT_NEAR && b->exits[i].target == from->rip)
-                cache_link(d, &b->exits[i], from);
-    }
 }
 
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key)
@@ -154,8 +201,10 @@ void cache_kill(struct dbt *d, struct block *b)
         }
     while (b->incoming)
         unlink_exit(d, LOW(struct exit, b->incoming));
-    for (unsigned i = 0; i < b->exit_count; i++)
+    for (unsigned i = 0; i < b->exit_count; i++) {
         unlink_exit(d, &b->exits[i]);
+        wait_no_more(d, &b->exits[i]);
+    }
     d->code_generation++;
     unsigned i = b->rip & 0xffff;
     if (b->key & KEY_USER) {
@@ -258,6 +307,7 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
             return;
         int32_t rel = (int32_t)(to->code - (e->site + 4));
         __builtin_memcpy(d->rw + (e->site - d->rx), &rel, 4);
+        wait_no_more(d, e);
     }
     e->to = (uint32_t)(uint64_t)to;
     e->incoming_next = to->incoming;

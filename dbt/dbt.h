@@ -73,12 +73,13 @@ enum exit_kind { EXIT_NEAR /* same page: a patched rel32 */, EXIT_FAR /* other p
 struct exit { // a direct exit of a block
     uint64_t target;                            // RIP
     uint32_t to;                                // low pointer to the linked block
-    uint32_t incoming_next, incoming_prev;      // low pointers: the other exits linked to it
+    uint32_t incoming_next, incoming_prev;      // low pointers: the other exits linked to it, or waiting
     uint32_t block;                             // low pointer to its own block
     uint32_t cold;                              // run address of its unlinked code
     uint32_t site;                              // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
     uint32_t out;                               // offset of the jump in the block's code
-    uint8_t kind, at_out, logged;               // enum exit_kind, enum out_state
+    uint8_t kind, at_out;                       // enum exit_kind, enum out_state
+    uint8_t logged;                             // EXIT_FAR: it is in far_log; EXIT_NEAR: it waits for its block (cache.c)
     uint8_t tlb;                                // TLB kind of the block it leads to
 };
 
@@ -214,6 +215,7 @@ struct trail { // the last ways into translated code through C (struct engine_st
 
 #define MERGE_GROUPS 12
 #define IB_LOG 65536
+#define WAITING_MASK 0x3fffu
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
 
@@ -316,6 +318,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
 
     // What a flush of the guest's TLB must undo, apart for non-global [0] and global [1] pages: linked far exits (never
     // more than there are slots), and entries of the indirect-branch tables as context << 16 | index.
+    uint32_t *waiting; // low pointers to exits of user blocks that lead to none yet, by hash of where to
     struct exit **far_log[2];
     uint32_t far_count[2];
     uint32_t *ib_log[2];
@@ -402,7 +405,7 @@ const struct map_entry *cache_map(const struct block *b, uint64_t run_address); 
 // The same from the return address of a call in the block's out-of-line code.
 const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address);
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
-void cache_link_around(struct dbt *d, struct block *b); // with what there is on its page
+void cache_link_around(struct dbt *d, struct block *b); // a new one, with what there is on its page
 void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);
 void cache_forget_space(struct dbt *d, unsigned space); // the same for blocks of a user space, whose flushes are its own
