@@ -10,14 +10,48 @@ enum host_reg { H_AX, H_CX, H_DX, H_BX, H_SP, H_BP, H_SI, H_DI, H_8, H_9, H_10, 
 
 enum host_cond { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A, CC_S, CC_NS, CC_P, CC_NP, CC_L, CC_GE, CC_LE, CC_G };
 
+// A field of emitted code that depends on where the code lies, or on the guest address it was translated at (dbt/rebase.c).
+enum reloc_kind {
+    RELOC_REL32,  // distance to a place, from the field's end
+    RELOC_RIP64,  // a guest address
+    RELOC_RIP32,  // its low half
+    RELOC_TLB,    // address of a guest address's entry in a table of the TLB
+    RELOC_INDEX,  // its number there
+    RELOC_EXIT,   // pointer to one of the block's exits
+    RELOC_BRANCH, // to a struct branch
+    RELOC_SITE,   // to a struct site
+};
+struct reloc {
+    uint16_t at : 13; // offset in the block's code
+    uint16_t kind : 3;
+};
+#define RELOC_REACH (1u << 13)
+
 struct asm_buf {
     uint8_t *p;      // next byte, in the writable mapping
     uint8_t *end;    // nothing is written at or beyond; sets overflow instead
     intptr_t to_run; // executable address minus writable address
     int overflow;
+    uint8_t *begin;
+    struct reloc *reloc; // [MAX_RELOCS]; null: nobody asks
+    unsigned reloc_count;
+    bool fixed; // the code is right at its guest address only
 };
+#define MAX_RELOCS 1024
 
 static inline uint64_t asm_here(const struct asm_buf *a) { return (uint64_t)(a->p + a->to_run); }
+
+// The field has just been written.
+static inline void a_note(struct asm_buf *a, enum reloc_kind kind)
+{
+    if (!a->reloc)
+        return;
+    unsigned size = kind == RELOC_RIP64 ? 8 : 4;
+    if (a->reloc_count == MAX_RELOCS)
+        a->fixed = true;
+    else
+        a->reloc[a->reloc_count++] = (struct reloc){(uint16_t)((a->p - size - a->begin) & (RELOC_REACH - 1)), (uint16_t)kind};
+}
 
 static inline void a8(struct asm_buf *a, unsigned b)
 {
@@ -73,6 +107,7 @@ static inline void a_op_abs(struct asm_buf *a, unsigned rex, unsigned opcode, un
 {
     uint32_t disp = (uint32_t)(addr - (asm_here(a) + 6 + (rex != 0) + after));
     a_op(a, rex, opcode | modrm_bits(0, reg, 5) << 8 | (uint64_t)disp << 16, 6);
+    a_note(a, RELOC_REL32);
 }
 
 // REX prefix if needed (or forced).
@@ -110,6 +145,7 @@ static inline void a_mem(struct asm_buf *a, unsigned reg, unsigned base, int ind
 static inline void a_abs(struct asm_buf *a, unsigned reg, uint64_t addr, unsigned after)
 {
     a_put(a, modrm_bits(0, reg, 5) | (uint64_t)(uint32_t)(addr - (asm_here(a) + 5 + after)) << 8, 5);
+    a_note(a, RELOC_REL32);
 }
 // ModRM for [addr + index*8], addr below 2 GiB.
 static inline void a_table(struct asm_buf *a, unsigned reg, uint64_t addr, unsigned index)
@@ -181,6 +217,19 @@ static inline void a_mov_imm(struct asm_buf *a, unsigned dst, uint64_t imm)
         a64(a, imm);
     }
 }
+// The same of a guest address that moves with the code.
+static inline void a_mov_rip(struct asm_buf *a, unsigned dst, uint64_t rip)
+{
+    a_mov_imm(a, dst, rip);
+    a_note(a, RELOC_RIP64);
+    a->fixed |= rip <= UINT32_MAX || (int64_t)rip == (int32_t)rip;
+}
+// The same of a pointer to something of the block's own.
+static inline void a_mov_own(struct asm_buf *a, unsigned dst, const void *low, enum reloc_kind kind)
+{
+    a_mov_imm(a, dst, (uint64_t)low);
+    a_note(a, kind);
+}
 // op: 0 ADD 1 OR 4 AND 5 SUB 7 CMP, register with immediate
 static inline void a_alu_imm(struct asm_buf *a, unsigned size, unsigned op, unsigned reg, int32_t imm)
 {
@@ -212,12 +261,15 @@ static inline void a_patch(struct asm_buf *a, uint8_t *rel32)
 static inline void a_jmp_to(struct asm_buf *a, uint64_t target)
 {
     a_put(a, 0xe9 | (uint64_t)(uint32_t)(target - (asm_here(a) + 5)) << 8, 5);
+    a_note(a, RELOC_REL32);
 }
 static inline void a_call_to(struct asm_buf *a, uint64_t target)
 {
     a_put(a, 0xe8 | (uint64_t)(uint32_t)(target - (asm_here(a) + 5)) << 8, 5);
+    a_note(a, RELOC_REL32);
 }
 static inline void a_jcc_to(struct asm_buf *a, unsigned cc, uint64_t target)
 {
     a_put(a, 0x800f | cc << 8 | (uint64_t)(uint32_t)(target - (asm_here(a) + 6)) << 16, 6);
+    a_note(a, RELOC_REL32);
 }

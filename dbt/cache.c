@@ -3,10 +3,14 @@
 #include <errno.h>
 #include "dbt/dbt.h"
 
+static uint32_t mixed(uint64_t address, uint32_t key)
+{
+    return (uint32_t)((address ^ (uint64_t)key << 32) * 0x9e3779b97f4a7c15ull >> 40);
+}
+
 static uint32_t hash_of(const struct dbt *d, uint64_t rip, uint32_t key)
 {
-    uint64_t h = (rip ^ (uint64_t)key << 32) * 0x9e3779b97f4a7c15ull;
-    return (uint32_t)(h >> 40) & d->hash_mask;
+    return mixed(rip, key) & d->hash_mask;
 }
 
 void cache_ib_clear(struct dbt *d, bool global)
@@ -143,6 +147,11 @@ void cache_forget_space(struct dbt *d, unsigned space)
     d->code_generation++;
 }
 
+uint32_t *cache_place(struct dbt *d, uint64_t gpa, uint32_t key)
+{
+    return &d->place[mixed(gpa, key) & PLACE_MASK];
+}
+
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key)
 {
     const struct vcpu *v = d->v;
@@ -205,6 +214,9 @@ void cache_kill(struct dbt *d, struct block *b)
         unlink_exit(d, &b->exits[i]);
         wait_no_more(d, &b->exits[i]);
     }
+    uint32_t *place = cache_place(d, b->gpa, b->key);
+    if (*place == (uint32_t)(uint64_t)b)
+        *place = 0;
     d->code_generation++;
     unsigned i = b->rip & 0xffff;
     if (b->key & KEY_USER) {

@@ -389,7 +389,8 @@ void emit_site(struct translation *t, struct ginsn *g)
     if (flags == FLAGS_HOST)
         flags_park(t);
     t->flags = flags;
-    a_mov_imm(a, T0, (uint64_t)s);
+    a->fixed |= g->z->mem.rip_relative;
+    a_mov_own(a, T0, s, RELOC_SITE);
     a_jmp_to(a, g->cls == CLASS_STRING   ? t->d->stub_string
                 : g->cls == CLASS_GATHER ? t->d->stub_gather
                                          : t->d->stub_sensitive);

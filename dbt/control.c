@@ -94,7 +94,7 @@ void emit_exit_to(struct translation *t, uint64_t rip)
     struct exit *e = one(t) ? NULL : new_exit(t, rip);
     if (!e) {
         leave_parked(t);
-        a_mov_imm(a, T0, rip);
+        a_mov_rip(a, T0, rip);
         a_jmp_to(a, t->committed ? d->stub_commit : d->stub_step);
     } else if (e->kind == EXIT_FAR) {
         leaves_at(t, e, t->flags == FLAGS_PARKED ? OUT_PARKED : OUT_HOST);
@@ -210,7 +210,7 @@ static void emit_branch_id(struct translation *t, const struct ginsn *g, uint32_
         return;
     }
     *b = (struct branch){.rip = g->rip, .popped = popped};
-    a_mov_imm(&t->a, T1, (uint64_t)b);
+    a_mov_own(&t->a, T1, b, RELOC_BRANCH);
 }
 
 // Where an indirect branch goes that the tables don't know, and a RET that was not predicted.
@@ -262,6 +262,7 @@ static void emit_landing(struct translation *t, struct ginsn *g)
         a8(a, 0x81);
         a_modrm(a, 3, 7, T0);
         a32(a, (uint32_t)next);
+        a->fixed = true;
     } else { // T1 must stay: cmp t0, [rip + distance to the constant]
         a_rex(a, 8, T0, 0, 0, 0);
         a8(a, 0x3b);
@@ -426,7 +427,7 @@ static void emit_call(struct translation *t, struct ginsn *g, uint64_t target)
         emit_bad_branch(t, g);
         return;
     }
-    emit_push(t, branch_size(t, g), PUSH_IMM, next);
+    emit_push(t, branch_size(t, g), PUSH_RIP, next);
     if (one(t) || out_of_code(t, next)) { // a return to there faults
         emit_exit_to(t, target);
         return;
@@ -465,7 +466,7 @@ static void emit_user_call(struct translation *t, struct ginsn *g, uint64_t next
     c->back = a->p;
     if (!short_imm) // the push takes T0, but leaves T1 alone
         a_store_abs(a, 8, DBT(t, call_rip), T0);
-    emit_push(t, branch_size(t, g), PUSH_IMM, next);
+    emit_push(t, branch_size(t, g), PUSH_RIP, next);
     if (!short_imm)
         a_load_abs(a, 8, T0, DBT(t, call_rip));
     uint32_t begin = offset_here(t);
@@ -493,7 +494,7 @@ static void emit_call_indirect(struct translation *t, struct ginsn *g)
         c->back = a->p;
     }
     a_store_abs(a, 8, DBT(t, call_rip), T0);
-    emit_push(t, branch_size(t, g), PUSH_IMM, next);
+    emit_push(t, branch_size(t, g), PUSH_RIP, next);
     leave_parked(t);
     a_load_abs(a, 8, T0, DBT(t, call_rip));
     if (!predicted) {

@@ -127,6 +127,9 @@ struct block {
     uint8_t indirect_count;
     struct span *indirect;   // indirect exits, and the landings of CALLs' predictions
     struct range *range;     // guest bytes the translation depends on: first its own, then what liveness peeked at
+    struct reloc *relocs;    // null: it is not copied (rebase.c)
+    uint16_t reloc_count;
+    uint8_t context;         // number of the context it was made in; with `relocs`
 };
 
 struct vector_layout { // offsets in the XSAVE area
@@ -216,6 +219,7 @@ struct trail { // the last ways into translated code through C (struct engine_st
 #define MERGE_GROUPS 12
 #define IB_LOG 65536
 #define WAITING_MASK 0x3fffu
+#define PLACE_MASK 0x3ffffu
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096
 
@@ -233,7 +237,7 @@ struct planted { // a breakpoint in translated code (plant.c)
 
 #define ENTRY_COUNTERS 16 // a power of two
 struct dbt_counters {
-    uint64_t blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
+    uint64_t rebased, blocks, guest_insns, guest_bytes, host_bytes, translate_cycles;
     uint64_t chains, dispatches, sensitive, strings, gathers, slow_fills, bounces, kicks, kick_traps, evictions, invalidations;
     uint64_t eviction_cycles, eviction_cycles_max;
     uint64_t group_misses, ib_misses, ret_misses, ret_empty, far_resets, interrupts, exceptions;
@@ -318,6 +322,7 @@ struct dbt { // mapped below 2 GiB: translated code addresses its fields
 
     // What a flush of the guest's TLB must undo, apart for non-global [0] and global [1] pages: linked far exits (never
     // more than there are slots), and entries of the indirect-branch tables as context << 16 | index.
+    uint32_t *place; // low pointers to blocks that can be copied, by hash of gpa and key
     uint32_t *waiting; // low pointers to exits of user blocks that lead to none yet, by hash of where to
     struct exit **far_log[2];
     uint32_t far_count[2];
@@ -395,6 +400,7 @@ static inline bool cache_contains(const struct dbt *d, uint64_t run_address)
 int cache_block_add(struct dbt *d, struct block *b); // 0 or -ENOSPC: the region is full
 void cache_kill(struct dbt *d, struct block *b); // nothing leads to it any more; its pages' lists still have it
 void cache_ib_clear(struct dbt *d, bool global);
+uint32_t *cache_place(struct dbt *d, uint64_t gpa, uint32_t key); // where the block to be copied is noted
 struct block *cache_find(struct dbt *d, uint64_t rip, uint64_t gpa, uint32_t key);
 int cache_insert(struct dbt *d, struct block *b);
 void cache_invalidate(struct dbt *d, uint64_t gpa, unsigned len);

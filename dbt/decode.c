@@ -129,7 +129,7 @@ static void take_operand(struct ginsn *g)
     g->ea = (struct ea){.base = z->mem.base, .index = z->mem.index, .scale = z->mem.scale, .addr_size = z->address_width / 8,
                         .sreg = z->mem.sreg, .disp = z->mem.has_displacement ? g->disp : 0};
     if (z->mem.rip_relative)
-        g->ea.disp += (int64_t)(g->rip + z->length);
+        g->ea.disp += (int64_t)(g->rip + z->length), g->ea.relative = true;
     g->ea_size = z->mem.size;
     g->ea_read = z->mem.read;
     g->ea_write = z->mem.write;
@@ -311,6 +311,14 @@ static bool make_head(const struct translation *t, const uint8_t bytes[16], unsi
     return true;
 }
 
+static void become_mov16(struct decoding *d)
+{
+    d->z.mnemonic = ZYDIS_MNEMONIC_MOV;
+    d->z.opcode = 0x8b;
+    d->z.mem.size = 2;
+    d->op[1].size = 16;
+}
+
 static bool is_amds(const ZydisDecoder *decoder) { return decoder->decoder_mode[ZYDIS_DECODER_MODE_AMD_BRANCHES]; }
 
 // Decodes g->bytes into g->own. *keep, unless null: whether that may be kept, for a head of so many bytes.
@@ -326,7 +334,7 @@ static ZyanStatus decode_fully(const ZydisDecoder *decoder, struct ginsn *g, uns
         return status;
     abridge(g->own, &z, op, g->bytes);
     if (z.mnemonic == ZYDIS_MNEMONIC_MOVSXD && z.operand_width == 16 && !is_amds(decoder))
-        g->own->z.mem.size = 2; // AMD's read 32 bits (SDM 2B, APM 3 MOVSXD)
+        become_mov16(g->own); // AMD's read 32 bits (SDM 2B, APM 3 MOVSXD)
     g->z = &g->own->z;
     g->op = g->own->op;
     g->disp = z.raw.disp.value;

@@ -23,6 +23,7 @@ struct ea { // a memory operand: registers by guest number
     int base, index; // -1: none
     unsigned scale, addr_size, sreg;
     int64_t disp;
+    bool relative; // `disp` is RIP-relative's sum
 };
 
 // What Zydis says of an instruction, as far as anybody here asks, under the names it has there. All but the numbers, and in few
@@ -142,6 +143,7 @@ struct cold {
     uint8_t kind;
     uint8_t write;
     uint8_t flags; // COLD_LIMIT: enum flag_place
+    bool relative; // COLD_CONSTANT: the address moves with the code
     uint32_t info;
     uint8_t *from; // rel32 of the jump to it
     uint8_t *back; // where it returns to (writable mapping)
@@ -228,6 +230,7 @@ struct translation {
     struct cold cold[MAX_INSNS * 6 + MAX_EXITS + 4];
     unsigned cold_count;
     struct map_entry map[MAX_INSNS];
+    struct reloc reloc[MAX_RELOCS];
     uint64_t rip_mask;  // of the next RIP in this mode
     uint32_t operand;   // SLOW_ALIGNED, SLOW_MASKED, SLOW_X87: of the next operand
     bool sha_unaligned; // SHA instructions of this host take unaligned operands
@@ -328,7 +331,7 @@ void emit_enter(struct translation *t, const struct context *to);
 void emit_cold_branch(struct translation *t, const struct cold *c); // COLD_CHECK, COLD_LOOKUP
 
 // ---- stack.c: sizes in bytes
-enum push_kind { PUSH_REG, PUSH_IMM, PUSH_TMP /* dbt->tmp */ };
+enum push_kind { PUSH_REG, PUSH_IMM, PUSH_RIP /* a number that moves with the code */, PUSH_TMP /* dbt->tmp */ };
 void emit_push(struct translation *t, unsigned size, int kind, uint64_t value);
 void emit_peek_stack(struct translation *t, unsigned size, unsigned dst); // dst = what a POP would read
 void rsp_change(struct translation *t, int32_t n);                      // RSP += n, behind the instruction's access
@@ -353,6 +356,10 @@ void emit_nothing(struct translation *t, struct ginsn *g);
 // ---- features.c
 void decoders_init(struct translation *t, const struct cpu_model *m);
 void features_init(struct translation *t, const struct cpu_model *m);
+// Whether blocks there may be copied to other guest addresses; offers one that was made; copies one to the vCPU's RIP, or null.
+bool rebase_wants(const struct dbt *d, uint64_t rip, uint32_t key);
+void rebase_offer(struct translation *t, struct block *b);
+struct block *rebase(struct dbt *d, uint64_t gpa, bool global, uint32_t key);
 bool uses_mmx(const struct ginsn *g);
 bool feature_offered(const struct translation *t, const struct ginsn *g); // or #UD
 

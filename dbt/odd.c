@@ -93,13 +93,14 @@ void emit_odd(struct translation *t, struct ginsn *g)
         if (o->mem.has_displacement)
             ea.disp = g->disp;
         if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
-            ea.disp += (int64_t)(g->rip + g->z->length);
+            ea.disp += (int64_t)(g->rip + g->z->length), ea.relative = true;
         else if (o->mem.base != ZYDIS_REGISTER_NONE)
             ea.base = (int)gpr_number(o->mem.base);
         if (o->mem.index != ZYDIS_REGISTER_NONE)
             ea.index = (int)gpr_number(o->mem.index);
         ea.scale = o->mem.scale ? o->mem.scale : 1;
         unsigned r = insn_fields(g).reg, size = g->z->operand_width / 8u, h = host_reg(r);
+        a->fixed |= ea.relative && ea.addr_size != 8;
         if (ea.addr_size == 8 && h != HOMED && size >= 4 && (ea.base >= 0 || ea.index >= 0) &&
             (ea.base < 0 || host_reg((unsigned)ea.base) != HOMED) && (ea.index < 0 || host_reg((unsigned)ea.index) != HOMED)) {
             if (ea.base < 0)
@@ -111,7 +112,13 @@ void emit_odd(struct translation *t, struct ginsn *g)
         }
         if (ea.base < 0 && ea.index < 0 && h != HOMED && size >= 4) {
             uint64_t value = (uint64_t)ea.disp & (ea.addr_size == 8 ? ~0ull : ea.addr_size == 4 ? 0xffffffffull : 0xffffull);
+            if (ea.relative && size == 8) {
+                a_mov_rip(a, h, value);
+                break;
+            }
             a_mov_imm(a, h, size == 4 ? (uint32_t)value : value);
+            if (ea.relative)
+                a_note(a, RELOC_RIP32);
             break;
         }
         mem_offset(t, &ea);

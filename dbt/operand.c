@@ -62,7 +62,10 @@ void mem_offset(struct translation *t, const struct ea *ea)
     if (ea->base == EA_IN_T0)
         return;
     if (ea->base < 0 && ea->index < 0) {
-        a_mov_imm(a, T0, (uint64_t)ea->disp & mask);
+        if (ea->relative)
+            a_mov_rip(a, T0, (uint64_t)ea->disp & mask);
+        else
+            a_mov_imm(a, T0, (uint64_t)ea->disp & mask);
         return;
     }
     if (ea->base < 0) {
@@ -144,7 +147,7 @@ static bool is_constant(const struct ea *ea, unsigned size)
 }
 
 // Its place in the TLB is known too:  cmp [tag + i*8], page ; jne cold ; mov t1, [host_page + i*8] ; mov t0, offset
-static void mem_constant(struct translation *t, uint64_t la, uint32_t info, bool write)
+static void mem_constant(struct translation *t, uint64_t la, uint32_t info, bool write, bool relative)
 {
     struct asm_buf *a = &t->a;
     const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
@@ -155,19 +158,28 @@ static void mem_constant(struct translation *t, uint64_t la, uint32_t info, bool
         a8(a, 0x81);
         a_low(a, 7, tag);
         a32(a, (uint32_t)page);
+        a->fixed |= relative;
     } else {
-        a_mov_imm(a, T0, page);
+        if (relative)
+            a_mov_rip(a, T0, page);
+        else
+            a_mov_imm(a, T0, page);
         a_rex(a, 8, T0, 0, 0, 0);
         a8(a, 0x39);
         a_low(a, T0, tag);
+        if (relative)
+            a_note(a, RELOC_TLB);
     }
     struct cold *c = cold_add(t, COLD_CONSTANT, info, write, a_jcc(a, CC_NE));
     c->la = la;
+    c->relative = relative;
     if (info & SLOW_FLAGS)
         flags_from_ax(t);
     a_rex(a, 8, T1, 0, 0, 0);
     a8(a, 0x8b);
     a_low(a, T1, (uint64_t)&set->host_page[i]);
+    if (relative)
+        a_note(a, RELOC_TLB);
     a_mov_imm(a, T0, la & (PAGE_SIZE - 1));
     c->back = a->p;
 }
@@ -218,7 +230,7 @@ void mem_begin(struct translation *t, const struct ea *operand, unsigned size, b
         a_put(a, 0xc0900f9f, 4); // lahf; seto al
     }
     if (constant) {
-        mem_constant(t, ea_constant(ea), info, write);
+        mem_constant(t, ea_constant(ea), info, write, ea->relative);
         return;
     }
     struct cold *seg_cold = NULL;
@@ -273,6 +285,7 @@ void mem_cold(struct translation *t)
             a8(a, 0xb8 | T1);
             a_patch(a, c->from);
             a64(a, c->la);
+            a_note(a, RELOC_RIP64);
             continue;
         }
         if (c->from)
@@ -294,14 +307,19 @@ void mem_cold(struct translation *t)
                 a8(a, 0xcc); // int3: the owner knows the exit by its place
                 continue;
             }
-            a_mov_imm(a, T0, (uint64_t)e);
+            a_mov_own(a, T0, e, RELOC_EXIT);
             a_jmp_to(a, e->at_out == OUT_PARKED ? t->d->stub_chain : t->d->stub_chain_host);
             continue;
         }
         if (c->kind == COLD_CONSTANT) { // what the check of a computed address leaves in T0 and T1
             const struct tlb_set *set = &t->d->v->tlb->set[(t->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT];
             a_mov_imm(a, T1, c->la >> PAGE_SHIFT & (TLB_ENTRIES - 1));
-            a_mov_imm(a, T0, c->la);
+            if (c->relative)
+                a_note(a, RELOC_INDEX);
+            if (c->relative)
+                a_mov_rip(a, T0, c->la);
+            else
+                a_mov_imm(a, T0, c->la);
             a_op_table(a, 0x2b, T0, (uint64_t)(c->write ? set->write_tag : set->read_tag), T1);
         }
         a_store_imm32_abs(a, 4, DBT(t, slow_info), c->info);

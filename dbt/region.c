@@ -95,6 +95,7 @@ int cache_create(struct dbt *d)
     uint32_t *blocks = map_any(REGIONS * REGION_BLOCKS * sizeof *blocks);
     d->hash = map_any(HASH_SIZE * sizeof d->hash[0]);
     d->hash_mask = HASH_SIZE - 1;
+    d->place = map_any((PLACE_MASK + 1) * sizeof d->place[0]);
     d->waiting = map_any((WAITING_MASK + 1) * sizeof d->waiting[0]);
     for (unsigned g = 0; g < 2; g++) {
         d->far_log[g] = map_any(SLOT_COUNT * sizeof d->far_log[g][0]);
@@ -119,7 +120,7 @@ int cache_create(struct dbt *d)
         c->tag = tags + i * USER_TABLE / 8;
         c->code = c->tag + 65536;
     }
-    if (!tags || !d->arena || !d->slots || !blocks || !d->hash || !d->waiting || !d->pages || !d->page_end)
+    if (!tags || !d->arena || !d->slots || !blocks || !d->hash || !d->waiting || !d->place || !d->pages || !d->page_end)
         return -ENOMEM;
     for (unsigned i = 0; i < REGIONS; i++) {
         d->regions[i].blocks = blocks + i * REGION_BLOCKS;
@@ -140,6 +141,7 @@ void cache_destroy(struct dbt *d)
     munmap(d->slots, SLOT_COUNT * 8);
     munmap(d->regions[0].blocks, REGIONS * REGION_BLOCKS * sizeof d->regions[0].blocks[0]);
     munmap(d->hash, HASH_SIZE * sizeof d->hash[0]);
+    munmap(d->place, (PLACE_MASK + 1) * sizeof d->place[0]);
     munmap(d->waiting, (WAITING_MASK + 1) * sizeof d->waiting[0]);
     munmap(d->pages, d->page_count * sizeof d->pages[0]);
     munmap(d->page_end, d->page_count * sizeof d->page_end[0]);

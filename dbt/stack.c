@@ -121,7 +121,8 @@ void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
     struct asm_buf *a = &t->a;
     struct ea ea = stack_ea(t, -(int64_t)size);
     mem_begin(t, &ea, size, true, false);
-    bool short_imm = kind == PUSH_IMM && (int64_t)value == (int32_t)value && size == 8;
+    bool number = kind == PUSH_IMM || kind == PUSH_RIP, short_imm = number && (int64_t)value == (int32_t)value && size == 8;
+    a->fixed |= kind == PUSH_RIP && (short_imm || size != 8);
     if (short_imm || (kind == PUSH_REG && host_reg((unsigned)value) != HOMED))
         mem_at_t0(t);
     else
@@ -134,7 +135,9 @@ void emit_push(struct translation *t, unsigned size, int kind, uint64_t value)
         operand_modrm(t, 0);
         a32(a, (uint32_t)value);
     } else {
-        if (kind == PUSH_IMM)
+        if (kind == PUSH_RIP)
+            a_mov_rip(a, T0, value);
+        else if (kind == PUSH_IMM)
             a_mov_imm(a, T0, value);
         else
             a_load_abs(a, 8, T0, DBT(t, tmp));

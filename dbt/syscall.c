@@ -99,7 +99,7 @@ void emit_syscall(struct translation *t, struct ginsn *g)
         watch_calls(t, &slow);
     emit_flags_image(t);
     store_guest(t, R11, T0);
-    a_mov_imm(a, host_reg(RCX), g->rip + g->z->length);
+    a_mov_rip(a, host_reg(RCX), g->rip + g->z->length);
     a_load_abs(a, 8, T0, STATE(t, rflags));
     a_rex(a, 8, T0, 0, 0, 0); // and t0, [keep]
     a8(a, 0x23);

@@ -128,7 +128,7 @@ void engine_software_stats(struct vcpu *v, void (*emit)(void *opaque, const char
         const char *name;
         uint64_t value;
     } rows[] = {
-        {"blocks_translated", n->blocks}, {"guest_instructions_translated", n->guest_insns}, {"guest_bytes_translated", n->guest_bytes},
+        {"blocks_translated", n->blocks}, {"blocks_copied", n->rebased}, {"guest_instructions_translated", n->guest_insns}, {"guest_bytes_translated", n->guest_bytes},
         {"host_bytes_emitted", n->host_bytes}, {"translation_cycles", n->translate_cycles},
         {"time_translator", (uint64_t)((unsigned __int128)n->translate_cycles * v->model->host_ns_per_tsc_q32 >> 32)},
         {"expansion_percent", n->guest_bytes ? n->host_bytes * 100 / n->guest_bytes : 0},

@@ -161,7 +161,8 @@ static int emit_block(struct translation *t)
     struct block *b = t->b;
     size_t room;
     uint8_t *code = cache_code(d, &room);
-    t->a = (struct asm_buf){.p = code, .end = code + room, .to_run = (intptr_t)(d->rx - (uint64_t)d->rw)};
+    t->a = (struct asm_buf){.p = code, .end = code + room, .to_run = (intptr_t)(d->rx - (uint64_t)d->rw), .begin = code,
+                            .reloc = rebase_wants(d, b->rip, t->key) ? t->reloc : NULL};
     t->cold_count = 0;
     merge_plan(t, t->code_size == 8 && !(t->key & (KEY_ONE | KEY_BOUNCE | KEY_NOMERGE | KEY_USER)) && !is_unmerged(d, b->rip));
     t->committed = t->ended = false;
@@ -221,6 +222,16 @@ static int emit_block(struct translation *t)
         return -1;
     cache_code_used(d, b->code_len);
     return 0;
+}
+
+static void made(struct dbt *d, struct block *b)
+{
+    d->n.blocks++;
+    d->n.guest_insns += b->insn_count;
+    d->n.guest_bytes += b->guest_len;
+    d->n.host_bytes += b->code_len;
+    if (d->trace_block)
+        d->trace_block(d->trace_opaque, d, b);
 }
 
 static void open_window(struct dbt *d, struct window *w, uint64_t la)
@@ -329,6 +340,14 @@ struct block *translate(struct dbt *d, uint32_t key)
     struct window w;
     uint64_t cs_base = (key & KEY_CODE_MASK) == KEY_CODE64 ? 0 : v->s.seg[SEG_CS].base;
     open_window(d, &w, (key & KEY_CODE_MASK) == KEY_CODE64 ? v->s.rip : (uint32_t)(v->s.rip + cs_base));
+    if (w.p && rebase_wants(d, v->s.rip, key) && !is_unmerged(d, v->s.rip)) {
+        struct block *b = rebase(d, w.gpa | (v->s.rip & (PAGE_SIZE - 1)), mode_fetch(d, w.la).global, key);
+        if (b) {
+            d->n.rebased++;
+            made(d, b);
+            return b;
+        }
+    }
     for (int attempt = 0; attempt < 3; attempt++) {
         struct block *b = arena_alloc(d, sizeof *b);
         if (b) {
@@ -347,12 +366,8 @@ struct block *translate(struct dbt *d, uint32_t key)
             if (t->count)
                 liveness(t);
             if (t->count && emit_block(t) == 0 && cache_insert(d, b) == 0) {
-                d->n.blocks++;
-                d->n.guest_insns += b->insn_count;
-                d->n.guest_bytes += b->guest_len;
-                d->n.host_bytes += b->code_len;
-                if (d->trace_block)
-                    d->trace_block(d->trace_opaque, d, b);
+                rebase_offer(t, b);
+                made(d, b);
                 return b;
             }
         }

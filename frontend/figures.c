@@ -113,7 +113,7 @@ static const struct {
     const char *rows[24]; // "*" ends a name that others begin with
 } groups[] = {
     {"translator",
-     {"blocks_translated", "guest_instructions_translated", "guest_instructions_executed",
+     {"blocks_translated", "blocks_copied", "guest_instructions_translated", "guest_instructions_executed",
       "guest_bytes_translated", "host_bytes_emitted", "expansion_percent", "translation_cycles",
       "cycles_per_instruction_translated", "group_misses", "blocks_invalidated", "cache_evictions",
       "time_eviction_max"}},
