@@ -167,7 +167,6 @@ static bool forbidden(const ZydisDecodedInstruction *z, const ZydisDecodedOperan
     case ZYDIS_CATEGORY_AMX_TILE:
     case ZYDIS_CATEGORY_HRESET:
     case ZYDIS_CATEGORY_TSX_LDTRK:
-    case ZYDIS_CATEGORY_SERIALIZE:
     case ZYDIS_CATEGORY_CLZERO:
     case ZYDIS_CATEGORY_PADLOCK:
     case ZYDIS_CATEGORY_MPX:
