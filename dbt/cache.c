@@ -29,7 +29,7 @@ void cache_ib_clear(struct dbt *d, bool global)
     d->ib_count[global] = 0;
 }
 
-// ---- exits within a page of user blocks, which wait for the block that they lead to: each stop in a worker costs microseconds
+// ---- exits of user blocks, which wait for the block that they lead to: each stop in a worker costs microseconds
 
 static uint32_t *waiting_for(struct dbt *d, uint64_t rip, uint32_t key)
 {
@@ -49,7 +49,7 @@ static void wait_for_block(struct dbt *d, struct exit *e)
 
 static void wait_no_more(struct dbt *d, struct exit *e)
 {
-    if (e->kind != EXIT_NEAR || !e->logged)
+    if (!(exit_block(e)->key & KEY_USER) || !e->logged)
         return;
     if (e->incoming_next)
         LOW(struct exit, e->incoming_next)->incoming_prev = e->incoming_prev;
@@ -82,9 +82,9 @@ void cache_link_around(struct dbt *d, struct block *b)
     }
     for (unsigned i = 0; i < b->exit_count; i++) {
         struct exit *e = &b->exits[i];
-        if (e->to || e->logged || e->kind != EXIT_NEAR)
+        if (e->to || e->logged)
             continue;
-        struct block *to = find_within(d, e->target, (b->gpa & ~(uint64_t)(PAGE_SIZE - 1)) | (e->target & (PAGE_SIZE - 1)), exit_key(e));
+        struct block *to = e->kind == EXIT_FAR ? NULL : find_within(d, e->target, (b->gpa & ~(uint64_t)(PAGE_SIZE - 1)) | (e->target & (PAGE_SIZE - 1)), exit_key(e));
         if (to)
             cache_link(d, e, to);
         if (!e->to)
@@ -109,7 +109,7 @@ static void unlink_exit(struct dbt *d, struct exit *e)
     else
         LOW(struct block, e->to)->incoming = e->incoming_next;
     e->to = e->incoming_next = e->incoming_prev = 0;
-    if (e->kind == EXIT_NEAR && exit_block(e)->key & KEY_USER && !exit_block(e)->dead)
+    if (exit_block(e)->key & KEY_USER && !exit_block(e)->dead)
         wait_for_block(d, e);
 }
 
@@ -319,8 +319,8 @@ void cache_link(struct dbt *d, struct exit *e, struct block *to)
             return;
         int32_t rel = (int32_t)(to->code - (e->site + 4));
         __builtin_memcpy(d->rw + (e->site - d->rx), &rel, 4);
-        wait_no_more(d, e);
     }
+    wait_no_more(d, e);
     e->to = (uint32_t)(uint64_t)to;
     e->incoming_next = to->incoming;
     e->incoming_prev = 0;

@@ -79,7 +79,7 @@ struct exit { // a direct exit of a block
     uint32_t site;                              // EXIT_NEAR: run address of the rel32; EXIT_FAR: address of the slot
     uint32_t out;                               // offset of the jump in the block's code
     uint8_t kind, at_out;                       // enum exit_kind, enum out_state
-    uint8_t logged;                             // EXIT_FAR: it is in far_log; EXIT_NEAR: it waits for its block (cache.c)
+    uint8_t logged;                             // EXIT_FAR: it is in far_log; of user blocks: it waits for its block (cache.c)
     uint8_t tlb;                                // TLB kind of the block it leads to
 };
 
@@ -411,7 +411,8 @@ const struct map_entry *cache_map(const struct block *b, uint64_t run_address); 
 // The same from the return address of a call in the block's out-of-line code.
 const struct map_entry *cache_map_cold(const struct block *b, uint64_t return_address);
 void cache_link(struct dbt *d, struct exit *e, struct block *to);
-void cache_link_around(struct dbt *d, struct block *b); // a new one, with what there is on its page
+// A new block of policy `user`, whose code may be fetched: with what waits for it, and with what there is on its page.
+void cache_link_around(struct dbt *d, struct block *b);
 void cache_ib_set(struct dbt *d, struct block *b);
 void cache_forget_far(struct dbt *d, bool global);
 void cache_forget_space(struct dbt *d, unsigned space); // the same for blocks of a user space, whose flushes are its own

@@ -107,6 +107,22 @@ static struct block *known(struct direct *x, int n, uint64_t rip)
     return cache_find(d, rip, mode_fetch(d, rip).gpa, key_of(x, n));
 }
 
+// With blocks of other pages that are there: the worker needs not stop to find them.
+static void link_to_others(struct direct *x, int n, struct block *b)
+{
+    struct dbt *d = engine(x);
+    for (unsigned i = 0; i < b->exit_count; i++) {
+        struct exit *e = &b->exits[i];
+        struct walk w;
+        uint32_t error;
+        if (e->to || e->kind != EXIT_FAR || e->target >= USER_TOP || !is_whole(e->target) || !mmu_probe(x->v, e->target, ACC_EXEC | ACC_USER, &w, &error))
+            continue;
+        struct block *to = cache_find(d, e->target, w.gpa, exit_key(e));
+        if (to && fetch(x, n, e->target, &error) == SHADOW_FILLED)
+            cache_link(d, e, to);
+    }
+}
+
 static struct block *translate_for(struct direct *x, int n)
 {
     struct dbt *d = engine(x);
@@ -118,8 +134,11 @@ static struct block *translate_for(struct direct *x, int n)
     d->context = user_context(d, key);
     d->context->key = key;
     struct block *b = translate(d, key);
+    if (!d->context->tag[b->rip & 0xffff] && !b->straddles)
+        cache_ib_set(d, b);
     d->context = before;
     cache_link_around(d, b);
+    link_to_others(x, n, b);
     vcpu_does(x->v, DOING_CORE);
     d->n.translate_cycles += __builtin_ia32_rdtsc() - begin;
     return b;
