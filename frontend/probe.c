@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dbt/direct/worker.h"
 #include "devices/sandbox.h"
 #include "mmu/mem.h"
 
@@ -96,6 +97,18 @@ static int try_seccomp(void)
     int result = sandbox_filter(rules, sizeof rules / sizeof rules[0], SANDBOX_TRAP, true);
     if (!result)
         result = sandbox_filter(rules, sizeof rules / sizeof rules[0], SANDBOX_KILL, false);
+    return -result;
+}
+
+static int try_worker(void)
+{
+    struct workers *w;
+    int fd = memfd_create("probe", MFD_CLOEXEC);
+    if (fd < 0)
+        return errno;
+    int result = workers_create(&w, 1, fd, NULL, 0);
+    if (!result)
+        workers_destroy(w);
     return -result;
 }
 
@@ -186,6 +199,7 @@ static int try_now(enum probe what)
     case PROBE_CODE: return try_code();
     case PROBE_TIMER: return try_timer();
     case PROBE_SECCOMP: return try_seccomp();
+    case PROBE_WORKER: return try_worker();
     case PROBE_POPULATE: return try_populate();
     case PROBE_HUGE: return try_huge();
     case PROBE_PIN: return try_pin();

@@ -10,6 +10,7 @@ enum probe {
     PROBE_CODE,     // memory below 2 GiB that is written at one address and executed at another
     PROBE_TIMER,    // a timer whose signal goes to one thread
     PROBE_SECCOMP,  // both filters of the sandbox
+    PROBE_WORKER,   // a process for user code, with its filters
     PROBE_POPULATE, // faulting in many pages at once
     PROBE_HUGE,     // a large page for a guest's memory; ENODATA: it got small ones
     PROBE_PIN,      // staying on one CPU

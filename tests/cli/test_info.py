@@ -125,6 +125,7 @@ class Info(unittest.TestCase):
 
     def test_without_workers_one_line_says_so_unless_nobody_asked_for_them(self):
         enter = seccomp_filter(CLONE, EPERM, 0, 0)  # a worker is cloned without flags, other processes are not
+        self.refused("workers", "one and a half times", 85, enter)
         for options, lines in (((), 1), (("--direct", "always"), 1), (("--direct", "off"), 0), (("--policy", "checked"), 0)):
             result = gnomon("run", "--kernel", GUEST, "--append", "x", *options, preexec_fn=enter)
             self.assertEqual((result.returncode, result.stderr.count("no processes of its own (Operation not permitted)"),
