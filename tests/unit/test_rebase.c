@@ -112,6 +112,17 @@ static void assert_field(const struct block *x, const struct block *y, const str
     }
 }
 
+static void assert_map_entry(const struct map_entry *m, const struct map_entry *n) // one bit of them is nobody's
+{
+    assert_int_equal(m->host, n->host);
+    assert_int_equal(m->guest, n->guest);
+    assert_int_equal(m->string, n->string);
+    assert_int_equal(m->shadow, n->shadow);
+    assert_int_equal(m->parked, n->parked);
+    assert_int_equal(m->borrowed, n->borrowed);
+    assert_int_equal(m->rest, n->rest);
+}
+
 static void assert_same(const struct block *x, const struct block *y)
 {
     static uint8_t code[2][65536];
@@ -120,7 +131,8 @@ static void assert_same(const struct block *x, const struct block *y)
     assert_int_equal(x->code_len, y->code_len);
     assert_int_equal(x->code_parked - x->code, y->code_parked - y->code);
     assert_int_equal(x->map_count, y->map_count);
-    assert_memory_equal(x->map, y->map, x->map_count * sizeof *x->map);
+    for (unsigned i = 0; i < x->map_count; i++)
+        assert_map_entry(&x->map[i], &y->map[i]);
     assert_int_equal(x->range_count, y->range_count);
     assert_memory_equal(x->range, y->range, x->range_count * sizeof *x->range);
     assert_int_equal(x->indirect_count, y->indirect_count);
