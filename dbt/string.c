@@ -255,8 +255,7 @@ void string_execute(struct vcpu *v, const struct insn *in)
     while (!stop && !more && *reg(v, RCX) & m) {
         bool step = v->s.rflags & FL_TF; // traps after each iteration (SDM 2B, REP)
         uint64_t n = piece(v, in, step ? 1 : *reg(v, RCX) & m, &stop, &flags);
-        // A fault in a later one finds the flags of the last, but for Intel's REPNE: those from before the instruction (SDM 2B).
-        if (amd || in->rep != 0xf2)
+        if (amd) // a fault in a later one finds the flags of the last; Intel's: those from before the instruction (SDM 2B)
             set_arith(v, flags);
         advance(v, RCX, in->addr_size, -n);
         // A breakpoint traps after the iteration that hit it; interrupts are taken between pieces. RIP stays at the instruction.
