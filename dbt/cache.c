@@ -33,7 +33,7 @@ void cache_ib_clear(struct dbt *d, bool global)
 
 static uint32_t *waiting_for(struct dbt *d, uint64_t rip, uint32_t key)
 {
-    return &d->waiting[hash_of(d, rip, key) & WAITING_MASK];
+    return &d->waiting[hash_of(d, rip, key)];
 }
 
 static void wait_for_block(struct dbt *d, struct exit *e)

@@ -218,7 +218,6 @@ struct trail { // the last ways into translated code through C (struct engine_st
 
 #define MERGE_GROUPS 12
 #define IB_LOG 65536
-#define WAITING_MASK 0x3fffu
 #define PLACE_MASK 0x3ffffu
 #define SLOT_COUNT (REGIONS * REGION_SLOTS)
 #define BOUNCE_SIZE 4096

@@ -96,7 +96,7 @@ int cache_create(struct dbt *d)
     d->hash = map_any(HASH_SIZE * sizeof d->hash[0]);
     d->hash_mask = HASH_SIZE - 1;
     d->place = map_any((PLACE_MASK + 1) * sizeof d->place[0]);
-    d->waiting = map_any((WAITING_MASK + 1) * sizeof d->waiting[0]);
+    d->waiting = map_any(HASH_SIZE * sizeof d->waiting[0]);
     for (unsigned g = 0; g < 2; g++) {
         d->far_log[g] = map_any(SLOT_COUNT * sizeof d->far_log[g][0]);
         d->ib_log[g] = map_any(IB_LOG * sizeof d->ib_log[g][0]);
@@ -142,7 +142,7 @@ void cache_destroy(struct dbt *d)
     munmap(d->regions[0].blocks, REGIONS * REGION_BLOCKS * sizeof d->regions[0].blocks[0]);
     munmap(d->hash, HASH_SIZE * sizeof d->hash[0]);
     munmap(d->place, (PLACE_MASK + 1) * sizeof d->place[0]);
-    munmap(d->waiting, (WAITING_MASK + 1) * sizeof d->waiting[0]);
+    munmap(d->waiting, HASH_SIZE * sizeof d->waiting[0]);
     munmap(d->pages, d->page_count * sizeof d->pages[0]);
     munmap(d->page_end, d->page_count * sizeof d->page_end[0]);
     for (unsigned i = 0; i < CONTEXTS; i++)

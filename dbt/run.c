@@ -742,10 +742,11 @@ static void guest_opcode(const struct dbt *d, const struct block *b, uint32_t of
 }
 
 // Whether FOP is that of the host's instruction at `fip`.
-static bool host_opcode_is(uint64_t fip, uint16_t fop)
+static bool host_opcode_is(const struct block *b, uint64_t fip, uint16_t fop)
 {
     const uint8_t *p = (const uint8_t *)fip;
-    for (unsigned i = 0; i < 8; i++)
+    uint64_t left = b->code + (uint64_t)b->code_len - fip;
+    for (unsigned i = 0; i < 8 && i + 1 < left; i++)
         if ((p[i] & 0xf8) == 0xd8)
             return ((p[i] & 7) << 8 | p[i + 1]) == fop;
     return false;
@@ -763,7 +764,7 @@ static uint64_t on_fip(void *opaque, uint64_t fip, uint16_t *fop)
     struct block *b = cache_block_at(d, fip);
     if (!b || !cache_guest_rip(b, fip, &rip, &start))
         return 0; // gone
-    if (host_opcode_is(fip, *fop))
+    if (host_opcode_is(b, fip, *fop))
         guest_opcode(d, b, (uint32_t)(rip - b->rip), fop);
     return rip;
 }
