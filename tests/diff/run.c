@@ -121,14 +121,15 @@ static bool is_of_intel(const ZydisDecodedInstruction *z, const ZydisDecodedOper
     if (!z || !is_memory_fault(b->vector) || op[0].type != ZYDIS_OPERAND_TYPE_MEMORY)
         return states_equal(k, a, &c);
     if (z->meta.isa_ext == ZYDIS_ISA_EXT_X87 || z->mnemonic == ZYDIS_MNEMONIC_FISTTP) {
-        if (a->vector != b->vector || a->rip != b->rip) // it went on
-            return (uint32_t)a->fpu.fip == (uint32_t)b->rip;
+        // It went on, and FOP says that it is the one that raised an unmasked exception.
+        if (a->vector != b->vector || a->rip != b->rip)
+            return (uint32_t)a->fpu.fip == (uint32_t)b->rip && (a->fpu.fop & 0x738) == ((z->opcode & 7) << 8 | z->raw.modrm.reg << 3);
         if (op[0].size == 80)
             memcpy(c.mem, a->mem, sizeof c.mem);
     }
     if (z->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) {
         if (a->vector == 19)
-            return true;
+            return a->rip == b->rip;
         c.fpu.mxcsr |= a->fpu.mxcsr & 0x3f;
     }
     return states_equal(k, a, &c);
