@@ -51,6 +51,7 @@ static struct exit *new_exit(struct translation *t, uint64_t rip)
     *e = (struct exit){.target = rip, .kind = leaves ? EXIT_FAR : EXIT_NEAR, .block = (uint32_t)(uint64_t)b,
                        .site = (uint32_t)(uint64_t)slot, .tlb = (b->key & KEY_TLB_MASK) >> KEY_TLB_SHIFT};
     b->exit_count++;
+    t->a.fixed |= rip <= 0xffff; // a near branch with an operand size of 16 (AMD's) leads there from everywhere
     return e;
 }
 
