@@ -18,7 +18,11 @@ import termios
 import time
 import unittest
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import host  # noqa: E402
+
 GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
+WORKERS = host.has_workers(GNOMON)
 LIMIT_S = 30
 USAGE, HOST_ERROR = 2, 4
 
@@ -74,15 +78,15 @@ class Case(unittest.TestCase):
         process = subprocess.run([*limited, GNOMON, *(["run"] if run else []), *arguments], stdin=self.slave, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, timeout=LIMIT_S, cwd=cwd or self.work.name,
                                  env={**os.environ, "TMPDIR": self.work.name}, start_new_session=True)
-        text = process.stderr.decode(errors="replace")
+        text = host.said(process.stderr.decode(errors="replace"), WORKERS)
         self.assertEqual(process.returncode, status, text)
         self.assertEqual(process.stdout, b"")
         self.assertEqual(text.count("\n"), 1, text)
         self.assertTrue(text.startswith("gnomon: ") and text.endswith("\n"), text)
         self.assertGreaterEqual(text.count(": "), 2, f"what, where and what to do: {text}")
         self.assertLess(len(text), 600)
-        for byte in process.stderr[:-1]:
-            self.assertTrue(byte >= 0x20, text)
+        for character in text[:-1]:
+            self.assertGreaterEqual(character, " ", text)
         for word in words:
             self.assertIn(word, text)
         self.assertEqual(self.listing(), files)

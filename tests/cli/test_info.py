@@ -80,7 +80,8 @@ class Info(unittest.TestCase):
         self.assertEqual(facts["avx512"] == "yes", "avx512f" in flags)
         self.assertEqual(facts["virtualization"], "VMX" if "vmx" in flags else "SVM" if "svm" in flags else "no")
         self.assertEqual(facts["monitor"], "yes" if "hypervisor" in flags else "no")
-        self.assertIn(facts["processor"].split()[0], cpuinfo)
+        vendor, family = (next(line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith(key)) for key in ("vendor_id", "cpu family"))
+        self.assertTrue(facts["processor_means"].startswith(f"{vendor}, family {family}, "), facts["processor_means"])
         for level in (2, 3, 4):
             refused = run_status("--cpu", f"v{level}") == 2
             self.assertEqual(refused, level > int(facts["level"][-1]))

@@ -148,6 +148,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "difftest: this build has no translator: only --native-only and --list work\n");
         return 77; // skipped, as meson understands it
     }
+    if (!list && !native_runs(o.mode)) {
+        fprintf(stderr, "difftest: this host's kernel runs no such code\n");
+        return 77;
+    }
     struct run_shared *sh = run_shared_create(&o);
     if (!sh) {
         fprintf(stderr, "difftest: out of memory\n");

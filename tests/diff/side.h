@@ -122,6 +122,7 @@ static inline int mem_index(uint32_t linear)
 struct native;
 struct native *native_create(const uint8_t *read_only);
 void native_destroy(struct native *n);
+bool native_runs(enum diff_mode mode); // the host's kernel lets code run in that mode
 bool native_has_segments(void); // FS and GS can be used
 // As native_run(), in a process where nothing else is mapped in the low 4 GiB: a stray access of the code under test
 // then faults instead of finding the translator's memory.

@@ -93,7 +93,7 @@ class Machine:
 def share_used(gnomon, initramfs, append, seconds):
     machine = Machine(gnomon, initramfs, append)
     try:
-        machine.shows(b"gnomon:")
+        machine.shows(b"gnomon:/")
         machine.types(b"echo id''le; sleep 1000\r")
         machine.shows(b"idle\r")
         time.sleep(3)  # what the kernel puts off while it boots

@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("GNOMON_CACHE", os.path.join(HERE, "..", "..", ".cache"))
 KERNEL = os.path.join(CACHE, "kernels/cloud-amd64/vmlinuz")

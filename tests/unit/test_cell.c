@@ -25,6 +25,7 @@
 
 #include "devices/cell.h"
 #include "devices/pc.h"
+#include "tests/unit/host.h"
 
 #define KERNEL_BASE 0x100000u
 #define ENTRY       (KERNEL_BASE + 32)
@@ -603,6 +604,8 @@ static void forbidden_system_calls_kill_the_cell_and_the_machine_says_so(void **
                                                                  act_protect, act_kill, act_i386_call};
 
     for (unsigned i = 0; i < sizeof acts / sizeof acts[0]; i++) {
+        if (acts[i] == act_i386_call && !host_has_i386_calls())
+            continue;
         run_fails(p, acts[i], "system call that its sandbox forbids");
         assert_int_equal(p->seen->value[0], 1);
         machine_destroy(p->m);

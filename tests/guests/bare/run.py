@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Guests without a kernel, which look for what only interrupts at every place and much code bring out. Each checks itself.
 
-    run.py [--bits 32] [--keep DIRECTORY] [--planted] kicks|evict|rewrite|random|coherence GNOMON
+    run.py [--bits 32] [--keep DIRECTORY] [--planted] kicks|evict|rewrite|random|coherence GNOMON      status 77: not on this host
 
 The statistics of the run tell whether what is tested has happened at all. --planted (of a build with -Dplanted=true): the
 guest must find each of the bugs it should know.
@@ -14,6 +14,8 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.append(os.path.join(HERE, "..", ".."))
+import host  # noqa: E402
 FLAGS = """-std=gnu17 -Wall -Wextra -Werror -O2 -ffreestanding -fno-pie -no-pie -fno-stack-protector -mno-red-zone
  -mgeneral-regs-only -fno-asynchronous-unwind-tables -fcf-protection=none -nostdlib -static
  -Wl,-Ttext-segment=0x200000,--build-id=none,-e,start32,-z,noexecstack""".split()
@@ -103,8 +105,15 @@ def random(once):
 MODES = {"checked": ["--direct", "off"], "user": ["--direct", "always", "--policy", "user"], "raw": ["--direct", "always", "--policy", "raw"]}
 
 
+def modes_here():
+    if WORKERS:
+        return MODES
+    print("this host gives user code no processes of its own: all of it is translated with checks")
+    return {"checked": MODES["checked"]}
+
+
 def coherence(once):
-    for mode, options in MODES.items():
+    for mode, options in modes_here().items():
         figures = once(*options)
         for line in figures["output"]:
             if line.strip():
@@ -122,7 +131,7 @@ PLANTED = {"coherence": {"accessed_bit": "no accessed bit", "dirty_bit": "no dir
 
 def planted(name, gnomon, guest):
     for bug, said in PLANTED[name].items():
-        for mode, options in MODES.items():
+        for mode, options in modes_here().items():
             done = start(gnomon, guest, options, GNOMON_PLANTED=bug)
             found = [line[7:] for line in done.stdout.splitlines() if line.startswith("wrong: ")]
             yield f"{mode}: {bug}", done.returncode == EXIT_WRONG and found == [said], found
@@ -136,6 +145,11 @@ def main():
     parser.add_argument("name", choices=SOURCES)
     parser.add_argument("gnomon")
     args = parser.parse_args()
+    if args.name == "random" and args.bits == "32" and not host.has_32_bit_code():
+        print("this host's kernel runs no 32-bit code: there is nothing to compare with")
+        sys.exit(77)
+    global WORKERS
+    WORKERS = host.has_workers(args.gnomon)
     failed = False
     with tempfile.TemporaryDirectory() as work:
         guest = build(args.name, args.bits, args.keep or work)
