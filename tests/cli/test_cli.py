@@ -470,7 +470,7 @@ class BackEnds(unittest.TestCase):
                                     stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
             os.close(out)
             self.assertEqual(result.returncode, 10)
-            self.assertRegex(result.stderr, fr"^gnomon: can't write what COM1 prints \({error}.*\): standard output: .*\n$")
+            self.assertRegex(host.said(result.stderr, WORKERS), fr"^gnomon: can't write what COM1 prints \({error}.*\): standard output: .*\n$")
 
     def test_closed_standard_files_are_nobody_elses(self):
         with tempfile.TemporaryDirectory() as work:
