@@ -188,7 +188,8 @@ static int try_modify_ldt(void)
 
 static int try_fsgsbase(void)
 {
-    // The instruction alone says nothing: some kernels that are guests leave it on, but do not keep the bases.
+    // The instruction alone says nothing: some kernels that are guests leave it on, but do not keep the bases
+    // (docs/decisions/022-segment-bases.md).
     return getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT ? 0 : ENOSYS;
 }
 
