@@ -184,8 +184,6 @@ static int try_modify_ldt(void)
     return outcome(syscall(SYS_modify_ldt, 0x11, &segment, sizeof segment));
 }
 
-#define HWCAP2_FSGSBASE_BIT 2u // <asm/hwcap2.h>
-
 static int try_fsgsbase(void)
 {
     // The instruction alone says nothing: some kernels that are guests leave it on, but do not keep the bases

@@ -20,6 +20,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Of AT_HWCAP2, as <asm/hwcap2.h> says it to the kernel: workers need it (docs/decisions/022-segment-bases.md).
+#define HWCAP2_FSGSBASE_BIT 2u
+
 // Our own pages in a worker: from BASE, the least that many Linux systems let a process map, to before END.
 #define WORKER_BASE 0x10000u
 #define WORKER_END  0x30000u

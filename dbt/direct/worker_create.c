@@ -21,7 +21,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define HWCAP2_FSGSBASE_BIT 2u
 #define RSEQ_UNREGISTER     1
 #define RSEQ_SIGNATURE      0x53053053u
 #define RSEQ_LARGEST        1024u

@@ -22,7 +22,7 @@ sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import host  # noqa: E402
 
 GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
-WORKERS = host.has_workers(GNOMON)
+WORKERS = host.has_workers()
 LIMIT_S = 30
 USAGE, HOST_ERROR = 2, 4
 

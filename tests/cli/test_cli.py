@@ -23,7 +23,7 @@ import host  # noqa: E402
 
 GNOMON, GUEST, MISBEHAVE = (os.path.abspath(path) for path in sys.argv[1:4])
 LIMIT_S = 30
-WORKERS = host.has_workers(GNOMON)
+WORKERS = host.has_workers()
 
 
 def gnomon(*arguments, **options):

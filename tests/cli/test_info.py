@@ -13,6 +13,9 @@ import subprocess
 import sys
 import unittest
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import host  # noqa: E402
+
 GNOMON, GUEST = (os.path.abspath(path) for path in sys.argv[1:3])
 LIMIT_S = 30
 NOBODY = 65534
@@ -77,10 +80,12 @@ class Info(unittest.TestCase):
         with open("/proc/cpuinfo") as f:
             cpuinfo = f.read()
         flags = next(line for line in cpuinfo.splitlines() if line.startswith("flags")).split()
+        self.assertEqual([facts[name] for name in ("workers", "fsgsbase")], ["allowed" if host.has_workers() else "denied"] * 2)
         self.assertEqual(facts["avx512"] == "yes", "avx512f" in flags)
         self.assertEqual(facts["virtualization"], "VMX" if "vmx" in flags else "SVM" if "svm" in flags else "no")
         self.assertEqual(facts["monitor"], "yes" if "hypervisor" in flags else "no")
-        vendor, family = (next(line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith(key)) for key in ("vendor_id", "cpu family"))
+        vendor, family = (next(line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith(key))
+                          for key in ("vendor_id", "cpu family"))
         self.assertTrue(facts["processor_means"].startswith(f"{vendor}, family {family}, "), facts["processor_means"])
         for level in (2, 3, 4):
             refused = run_status("--cpu", f"v{level}") == 2

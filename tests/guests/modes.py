@@ -28,7 +28,7 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         _, initramfs = single.build("modes", work)
         ends = set()
-        workers = host.has_workers(gnomon)
+        workers = host.has_workers()
         if not workers:
             print("this host gives user code no processes of its own: all of it is to be translated with checks")
         for options, mode in MODES.items():

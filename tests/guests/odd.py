@@ -14,8 +14,6 @@ import host
 
 MODES = [["--direct", "off"], [], ["--direct", "always"], ["--direct", "always", "--policy", "user"],
          ["--direct", "always", "--policy", "raw"]]
-
-
 # What needs a kernel that runs 32-bit code
 NEED_32_BITS = {"int_80", "far_to_32"}
 

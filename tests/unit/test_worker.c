@@ -23,8 +23,6 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define HWCAP2_FSGSBASE_BIT 2u // <asm/hwcap2.h>
-
 #define RAM_SIZE   (4u << 20)
 #define CODE_LA    0x400000ull
 #define CODE_RAM   0x1000u

@@ -106,7 +106,7 @@ MODES = {"checked": ["--direct", "off"], "user": ["--direct", "always", "--polic
 
 
 def modes_here():
-    if WORKERS:
+    if host.has_workers():
         return MODES
     print("this host gives user code no processes of its own: all of it is translated with checks")
     return {"checked": MODES["checked"]}
@@ -148,8 +148,6 @@ def main():
     if args.name == "random" and args.bits == "32" and not host.has_32_bit_code():
         print("this host's kernel runs no 32-bit code: there is nothing to compare with")
         sys.exit(77)
-    global WORKERS
-    WORKERS = host.has_workers(args.gnomon)
     failed = False
     with tempfile.TemporaryDirectory() as work:
         guest = build(args.name, args.bits, args.keep or work)
